@@ -1,0 +1,86 @@
+"""The command line: `tokencache STAGE --plan FILE TARGET`, one call a job."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from . import __version__
+from .errors import UserError
+
+STAGES = {
+    "fetch": ("FOLDER", "load a hub data set into cache/sources"),
+    "materialize-tokenizer": ("FOLDER", "put a given tokenizer into cache/tokenizers"),
+    "train-tokenizer": ("FOLDER", "train a tokenizer into cache/tokenizers"),
+    "tokenize": ("BATCH", "make the token shards of one batch of the plan"),
+    "pack": ("CACHE", "make one cache from its token shards"),
+    "train": ("RUN", "train one model on one cache"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser("tokencache", description="Tokenize once, train many.")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (target, text) in STAGES.items():
+        stage = commands.add_parser(name, help=text, description=text)
+        stage.add_argument("--plan", required=True, help="the plan file that snakemake wrote")
+        stage.add_argument("--threads", type=int, default=0, help="0: as many as the machine has")
+        stage.add_argument("target", metavar=target, help="as the plan names it")
+        if name == "tokenize":
+            stage.add_argument("--engine", default="auto", choices=["auto", "gigatoken", "tokenizers"])
+    summary = commands.add_parser("summary", help="a table of what a plan's targets came to")
+    summary.add_argument("--plan", help="default: the newest plan")
+    return top
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if arguments.command == "summary":
+        from . import summary
+
+        print(summary.table(summary.plan_at(arguments.plan)))
+        return
+    if arguments.threads:
+        # Read by the libraries when they are loaded, so it comes before any import of them.
+        for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS"):
+            os.environ.setdefault(name, str(arguments.threads))
+    from . import jobs
+    from .plan import Plan
+
+    plan = Plan.read(arguments.plan)
+    stage = {
+        "fetch": jobs.fetch_dataset,
+        "materialize-tokenizer": jobs.materialize_tokenizer,
+        "train-tokenizer": jobs.train_a_tokenizer,
+        "tokenize": jobs.tokenize_batch,
+        "pack": jobs.pack_cache,
+        "train": jobs.train_run,
+    }[arguments.command]
+    more = {"engine": arguments.engine} if arguments.command == "tokenize" else {}
+    try:
+        stage(plan, arguments.target, **more)
+    except KeyError as error:
+        if error.args != (arguments.target,):
+            raise
+        raise UserError(f"{arguments.plan} has no {arguments.target!r}") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        run(parser().parse_args(argv))
+    except UserError as error:
+        print(f"tokencache: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in (28, 122):  # ENOSPC, EDQUOT
+            raise
+        print(f"tokencache: {error.filename or ''}: the disk is full", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

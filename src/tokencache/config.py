@@ -1,0 +1,446 @@
+"""config.yaml: its schema, its defaults, and messages that name the key and the fix."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from .errors import UserError
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+# Names of the workflow's own rules and targets: a model of that name would hide them.
+RESERVED = {
+    "all", "caches", "fetch", "materialize_tokenizer", "train_tokenizer", "tokenize", "pack",
+    "train", "images",
+}  # fmt: skip
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _bytes(value: Any) -> Any:
+    """'64 MiB' or '64MB' or a number of bytes as an integer."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?)(i?)B?\s*", value)
+        if match:
+            base = 1024 if match[3] else 1000
+            return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+    return value
+
+
+OneOrMore = BeforeValidator(_listed)
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1024)]
+Length = Annotated[int, Field(ge=1, le=2**24, strict=True)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Reference(Section):
+    """What `tokenizer:`, `weights:` and `hub:` point to: a path, or a hub id at a commit."""
+
+    path: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.path or f"{self.hub}@{self.revision}"
+
+
+def reference(text: str, key: str) -> Reference:
+    """Read `folder/`, `file` or `owner/name@commit`. A path that exists is a path."""
+    name, _, revision = text.partition("@")
+    if Path(text).exists() or text.startswith((".", "/", "~")):
+        return Reference(path=str(Path(text).expanduser()))
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise UserError(f"{key}: there is no file or folder {text!r}, and it is no hub id")
+    if not COMMIT.fullmatch(revision):
+        said = f"revision {revision!r} can move" if revision else "a hub id needs a revision"
+        raise UserError(
+            f"{key}: there is no file or folder {text!r}; if it is a hub id: {said}; "
+            f"write {name}@COMMIT with the 40 digits of a commit"
+        )
+    return Reference(hub=name, revision=revision)
+
+
+class Document(Section):
+    """How a row becomes a document: exactly one of text, prompt + completion, messages.
+
+    `text`, `prompt` and `completion` are a column's name, or a template with
+    {column} in it; {bos_token} and {eos_token} stand for the tokenizer's own.
+    """
+
+    text: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    messages: str | None = None
+    tools: str | None = None
+    chat_template: str | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Document:
+        forms = [self.text is not None, self.messages is not None]
+        forms.append(self.prompt is not None or self.completion is not None)
+        if sum(forms) != 1:
+            raise ValueError("give one of: text; prompt and completion; messages")
+        if (self.prompt is None) != (self.completion is None):
+            raise ValueError("prompt and completion go together")
+        if self.messages is None and (self.chat_template or self.tools):
+            raise ValueError("chat_template and tools go with messages")
+        return self
+
+
+class Validation(Section):
+    """What is kept for validation: a fraction of the documents, other files, or a hub split."""
+
+    fraction: float | None = Field(None, ge=0, lt=1)
+    seed: int = 42
+    files: Annotated[list[str], OneOrMore] | None = None
+    split: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Validation:
+        if sum(v is not None for v in (self.fraction, self.files, self.split)) != 1:
+            raise ValueError("give one of: fraction (with seed); files; split")
+        return self
+
+
+Format = Literal["auto", "jsonl", "json", "csv", "parquet", "arrow", "text"]
+
+
+class Dataset(Section):
+    files: Annotated[list[str], OneOrMore] | None = None
+    hub: str | None = None
+    name: str | None = None
+    split: str = "train"
+    num_shards: int = Field(8, ge=1, le=100_000)
+    format: Format = "auto"
+    sample_by: Literal["line", "paragraph", "document"] = "line"
+    columns: dict[str, str] = {}
+    document: Document = Document(text="text")
+    loss: Literal["all", "completion", "assistant"] = "all"
+    overflow: Literal["truncate", "split", "drop"] = "truncate"
+    packing: Literal["none", "best_fit"] = "none"
+    validation: Validation | None = Validation(fraction=0.05)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Dataset:
+        if (self.files is None) == (self.hub is None):
+            raise ValueError("give files, or hub (a hub id with its commit, or a folder)")
+        if self.loss == "completion" and self.document.completion is None:
+            raise ValueError("loss: completion needs document: {prompt: …, completion: …}")
+        if self.loss == "assistant" and self.document.messages is None:
+            raise ValueError("loss: assistant needs document: {messages: …}")
+        if self.validation and self.validation.split and self.hub is None:
+            raise ValueError("validation: {split: …} needs hub; for files give validation: {files: …}")
+        if self.validation and self.validation.files and self.hub is not None:
+            raise ValueError("validation: {files: …} needs files; for a hub data set give a split")
+        return self
+
+
+class TokenizerTraining(Section):
+    """A tokenizer that the workflow trains."""
+
+    dataset: Annotated[list[str], OneOrMore]
+    algorithm: Literal["bpe", "wordpiece", "unigram"] = "bpe"
+    vocab_size: int = Field(32_000, ge=64, le=2**24)
+    min_frequency: int = Field(2, ge=1)
+    bos_token: str | None = None
+    eos_token: str = "<|endoftext|>"
+    pad_token: str = "<|pad|>"
+    unk_token: str | None = None
+    special_tokens: list[str] = []
+    lowercase: bool = False
+    chat_template: str | None = None
+
+
+class Training(Section):
+    """Names and meanings are those of transformers.TrainingArguments."""
+
+    num_train_epochs: float = Field(1.0, gt=0)
+    max_steps: int = -1
+    per_device_train_batch_size: int = Field(8, ge=1)
+    per_device_eval_batch_size: int = Field(8, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    learning_rate: float = Field(5e-5, gt=0)
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
+    ] = "linear"
+    warmup_ratio: float = Field(0.0, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    gradient_checkpointing: bool = False
+    seed: int = 42
+    logging_steps: int = Field(10, ge=1)
+    eval_steps: int | None = Field(None, ge=1)
+    save_steps: int = Field(500, ge=1)
+    save_total_limit: int = Field(2, ge=1)
+
+
+class Model(Section):
+    tokenizer: str | None = None
+    weights: str | None = None
+    architecture: dict[str, Any] | None = None
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+    training: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Model:
+        if self.tokenizer is None and self.weights is None:
+            raise ValueError("give tokenizer: a folder, a tokenizer.json, ID@COMMIT or a trained one")
+        if self.weights is not None and self.architecture is not None:
+            raise ValueError("give weights (to fine-tune) or architecture (from scratch), not both")
+        if self.architecture is not None and "model_type" not in self.architecture:
+            raise ValueError("architecture needs model_type, for example llama")
+        unknown = set(self.training) - set(Training.model_fields)
+        if unknown:
+            raise ValueError(_unknown(sorted(unknown)[0], Training.model_fields, "training."))
+        return self
+
+    @property
+    def tokenizer_reference(self) -> str:
+        return self.tokenizer if self.tokenizer is not None else self.weights
+
+
+class Combination(Section):
+    model: Annotated[list[str], OneOrMore] = ["all"]
+    dataset: Annotated[list[str], OneOrMore] = ["all"]
+    max_length: Annotated[list[Length | Literal["all"]], OneOrMore] = ["all"]
+
+
+class Config(Section):
+    cache: str = "cache"
+    results: str = "results"
+    shard_size: Bytes = 64 * 2**20
+    tokenizers: dict[str, TokenizerTraining] = {}
+    models: dict[str, Model] = Field(min_length=1)
+    datasets: dict[str, Dataset] = Field(min_length=1)
+    max_length: Annotated[list[Length], OneOrMore, Field(min_length=1)]
+    build: Literal["all"] | list[Combination] = "all"
+    training: Training = Training()
+
+    @field_validator("models", "datasets", "tokenizers")
+    @classmethod
+    def _names(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
+        for name in value:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"the name {name!r} may hold letters, digits, '_', '-' and '.' only")
+            if info.field_name == "models" and name in RESERVED:
+                raise ValueError(f"a model can't be named {name!r}: that is a target of the workflow")
+        return value
+
+    def combinations(self) -> list[tuple[str, str, int]]:
+        """Every (model, dataset, max_length) to build, each once, in config order."""
+        if self.build == "all":
+            wanted = [Combination()]
+        else:
+            wanted = self.build
+        known = {"model": list(self.models), "dataset": list(self.datasets)}
+        found: dict[tuple[str, str, int], None] = {}
+        for number, entry in enumerate(wanted):
+            for kind, names in known.items():
+                for name in getattr(entry, kind):
+                    if name != "all" and name not in names:
+                        raise UserError(
+                            f"build.{number}.{kind}: {_unknown(name, names, '', what=kind)}"
+                        )
+            for model in known["model"] if "all" in entry.model else entry.model:
+                for dataset in known["dataset"] if "all" in entry.dataset else entry.dataset:
+                    lengths = self.max_length if "all" in entry.max_length else entry.max_length
+                    for length in lengths:
+                        found[model, dataset, length] = None
+        return list(found)
+
+    def training_of(self, model: str) -> Training:
+        """The training settings of one model: the common ones, with its own laid over them."""
+        merged = self.training.model_dump() | self.models[model].training
+        try:
+            return Training.model_validate(merged)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(map(str, problem["loc"]))
+            raise UserError(f"models.{model}.training.{key}: {problem['msg']}") from None
+
+
+def _unknown(name: str, known: Any, prefix: str, what: str = "key") -> str:
+    known = [str(k) for k in known]
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known)
+    return f"unknown {what} '{prefix}{name}'; {hint}"
+
+
+def _section_at(location: tuple) -> type[BaseModel] | None:
+    """The schema section that a validation error's location lies in."""
+    section: Any = Config
+    for part in location:
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return None
+        field = section.model_fields.get(part) if isinstance(part, str) else None
+        if field is None:
+            return None
+        section = _inner(field.annotation)
+        if isinstance(section, tuple):  # a mapping of names: skip the name
+            return _section_below(section[0], location[location.index(part) + 2 :])
+    return section if isinstance(section, type) and issubclass(section, BaseModel) else None
+
+
+def _section_below(section: Any, location: tuple) -> type[BaseModel] | None:
+    for part in location:
+        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+        if field is None:
+            return None
+        section = _inner(field.annotation)
+    return section
+
+
+def _inner(annotation: Any) -> Any:
+    """The section class inside an annotation; a 1-tuple of it where it is a mapping's value."""
+    args = get_args(annotation)
+    if not args:
+        return annotation
+    if annotation.__class__.__name__ == "GenericAlias" and annotation.__origin__ is dict:
+        return (args[1],)
+    for arg in args:
+        found = _inner(arg)
+        if isinstance(found, type) and issubclass(found, BaseModel):
+            return found
+    return annotation
+
+
+def _explain(problem: dict[str, Any]) -> tuple[tuple, str]:
+    """One pydantic problem as (key path, what is wrong and what to do)."""
+    location = tuple(p for p in problem["loc"] if p not in ("literal['all']", "constrained-int"))
+    location = tuple(p for p in location if not (isinstance(p, str) and p.startswith("list[")))
+    kind, given = problem["type"], problem.get("input")
+    if kind == "extra_forbidden":
+        section = _section_at(location[:-1])
+        known = section.model_fields if section else []
+        return location, _unknown(str(location[-1]), known, "")
+    if kind == "missing":
+        return location, "this key is missing"
+    if kind == "literal_error":
+        return location, f"{given!r} is not one of {problem['ctx']['expected']}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if kind == "value_error" or isinstance(given, dict | list):
+        return location, message
+    return location, f"{message}, not {given!r}"
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, which YAML would take silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: dict[Any, int] = {}
+        for key, _ in node.value:
+            name, line = key.value, key.start_mark.line + 1
+            if name in seen and name != "<<":
+                raise UserError(
+                    f"{key.start_mark.name}:{line}: {name!r} stands here a second time (first in "
+                    f"line {seen[name]}); give each its own name"
+                )
+            seen[name] = line
+        return super().construct_mapping(node, deep)
+
+
+def check_files(files: list[str | Path]) -> None:
+    """Refuse YAML that can't be read, and keys given twice, with file and line."""
+    for file in files:
+        try:
+            with open(file, encoding="utf-8") as stream:
+                yaml.load(stream, _Loader)
+        except yaml.YAMLError as error:
+            raise UserError(f"{error}".replace("\n", " ")) from None
+        except OSError as error:
+            raise UserError(f"{file}: {error.strerror}") from None
+
+
+def _line_of(files: list[str | Path], location: tuple) -> str:
+    """'config.yaml:12: ' for a key path, from the last file that has it, or ''."""
+    for file in reversed(files):
+        with open(file, encoding="utf-8") as stream:
+            node = yaml.compose(stream, yaml.SafeLoader)
+        line, depth = None, 0
+        for part in location:
+            if isinstance(node, yaml.MappingNode):
+                entry = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+                entry = (node.value[part], node.value[part]) if part < len(node.value) else None
+            else:
+                entry = None
+            if entry is None:
+                break
+            line, node, depth = entry[0].start_mark.line + 1, entry[1], depth + 1
+        if line is not None and depth >= len(location) - 1:
+            return f"{file}:{line}: "
+    return ""
+
+
+def _overlay(base: Any, over: Any) -> Any:
+    """`over` laid on `base`, mappings merged key by key."""
+    if isinstance(base, dict) and isinstance(over, dict):
+        return base | {key: _overlay(base.get(key), value) for key, value in over.items()}
+    return over
+
+
+def _sized(raw: dict[str, Any]) -> dict[str, Any]:
+    """Lay the chosen size's keys over the rest: `size: full` takes `sizes: {full: …}`."""
+    raw = dict(raw)
+    size, sizes = raw.pop("size", None), raw.pop("sizes", {})
+    if size is None:
+        return raw
+    if size not in sizes:
+        raise UserError(f"size: {_unknown(str(size), sizes, '', what='size')}")
+    return _overlay(raw, sizes[size] or {})
+
+
+def load(raw: dict[str, Any], files: list[str | Path] = ()) -> Config:
+    """Validate a raw mapping (as Snakemake merged it) into a Config.
+
+    `files` are the YAML files it came from; messages name file and line where
+    they can. Raises UserError with every problem, one a line.
+    """
+    check_files(list(files))
+    try:
+        config = Config.model_validate(_sized(raw))
+    except ValidationError as error:
+        lines = []
+        for location, message in dict(map(_explain, error.errors())).items():
+            key = ".".join(map(str, location))
+            lines.append(f"{_line_of(list(files), location)}{key}: {message}")
+        raise UserError("\n".join(lines)) from None
+    _check_names(config)
+    return config
+
+
+def _check_names(config: Config) -> None:
+    """Names that refer to each other must exist; every combination must be known."""
+    config.combinations()
+    for name, tokenizer in config.tokenizers.items():
+        for dataset in tokenizer.dataset:
+            if dataset not in config.datasets:
+                where = f"tokenizers.{name}.dataset"
+                raise UserError(
+                    f"{where}: {_unknown(dataset, config.datasets, '', what='dataset')}"
+                )
+    for name in config.models:
+        config.training_of(name)

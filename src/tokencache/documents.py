@@ -1,0 +1,258 @@
+"""Rows become documents: a text each, and the spans of it that are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from string import Formatter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from . import chat, sources
+from .chat import Span
+from .config import Dataset
+from .errors import UserError
+from .sources import Piece
+
+# Raise when a row of the same recipe gives another text or other spans than before:
+# the version is part of every recipe's key, so what is cached is then made anew.
+RECIPE_VERSION = 1
+
+BATCH_BYTES = 32 * 2**20
+BATCH_ROWS = 65_536
+
+# A template's parts in order: text as it is, or {"column": its name in the files}.
+Parts = list[str | dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents in row order: texts without nulls, about 32 MiB of them at most.
+
+    `spans` has for each text the character ranges [start, stop) that are trained
+    on, in order, none of them empty; it is None where all of it is (loss: all).
+    """
+
+    texts: pa.LargeStringArray
+    spans: list[list[Span]] | None
+
+
+def recipe(
+    dataset: Dataset, chat_template: str | None, special_tokens: dict[str, str]
+) -> dict[str, Any]:
+    """All that decides the documents of a row, and nothing else, as plain JSON.
+
+    `chat_template` is the Jinja source that is in force (a data set's own included),
+    `special_tokens` the tokenizer's special_tokens_map (bos_token, eos_token, …).
+    Equal recipes make equal documents, whatever words the config says them in.
+    Raises UserError that names the key, from `document.` on.
+    """
+    document, rename = dataset.document, dataset.columns
+    made: dict[str, Any] = {"version": RECIPE_VERSION, "loss": dataset.loss}
+    made["add_special_tokens"] = document.messages is None  # chat templates write their own
+    if document.messages is not None:
+        column = rename.get(document.messages, document.messages)
+        made |= {"form": "messages", "messages": column}
+        try:
+            return made | _chat_parts(dataset, chat_template, special_tokens)
+        except UserError as error:
+            raise UserError(f"document.messages: {error}") from None
+    parts = {
+        key: _parts(value, f"document.{key}", rename, special_tokens)
+        for key in ("text", "prompt", "completion")
+        if (value := getattr(document, key)) is not None
+    }
+    if dataset.loss == "completion":
+        made |= {"form": "prompt_completion", **parts}
+    else:  # where all is trained on, it makes no difference where the prompt ends
+        made |= {"form": "text", "text": _merged([p for side in parts.values() for p in side])}
+    if not needed_columns(made):
+        keys = " and ".join(f"document.{key}" for key in parts)
+        raise UserError(f"{keys}: no column is named; write one as {{column}}")
+    return made
+
+
+def _chat_parts(
+    dataset: Dataset, template: str | None, special_tokens: dict[str, str]
+) -> dict[str, Any]:
+    if template is None:
+        raise UserError(
+            "the tokenizer brings no chat template; give the model one: models.NAME.chat_template "
+            "(Jinja text or a file), or make a text with document.text"
+        )
+    about = chat.inspect(template)
+    if dataset.loss == "assistant" and about.hidden:
+        raise UserError(
+            "the chat template has {% generation %} in a macro, where transformers finds wrong "
+            "places; move it out of the macro (models.NAME.chat_template), or take loss: all"
+        )
+    made: dict[str, Any] = {"chat_template": template}
+    used = {k: v for k, v in special_tokens.items() if k in about.variables and v is not None}
+    made["special_tokens"] = used
+    tools = dataset.document.tools
+    if tools is not None and "tools" in about.variables:
+        made["tools"] = dataset.columns.get(tools, tools)
+    return made
+
+
+def _parts(
+    value: str, key: str, rename: dict[str, str], special_tokens: dict[str, str]
+) -> Parts:
+    """Read a column's name or a template with {column} in it."""
+    if not value:
+        raise UserError(f"{key}: is empty; name a column")
+    if "{" not in value and "}" not in value:
+        return [{"column": rename.get(value, value)}]
+    parts: Parts = []
+    try:
+        parsed = list(Formatter().parse(value))
+    except ValueError as error:
+        raise UserError(f"{key}: {error} in {value!r}; write {{{{ and }}}} for braces") from None
+    for literal, name, spec, conversion in parsed:
+        parts.append(literal)
+        if name is None:
+            continue
+        if not name or spec or conversion or any(sign in name for sign in ".[]{}"):
+            said = name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+            raise UserError(
+                f"{key}: {{{said}}} is more than a column's name; write {{column}} (a column with "
+                "such signs in its name gets another one under `columns:`) and {{ }} for braces"
+            )
+        if name in ("bos_token", "eos_token"):
+            parts.append(_special(name, key, special_tokens))
+        else:
+            parts.append({"column": rename.get(name, name)})
+    return _merged(parts)
+
+
+def _special(name: str, key: str, special_tokens: dict[str, str]) -> str:
+    token = special_tokens.get(name)
+    if token is None:
+        raise UserError(f"{key}: {{{name}}}: the tokenizer has no {name}; take it out")
+    return token
+
+
+def _merged(parts: Parts) -> Parts:
+    """The same parts with neighbouring texts in one and none of them empty."""
+    merged: Parts = []
+    for part in parts:
+        if isinstance(part, str) and merged and isinstance(merged[-1], str):
+            merged[-1] += part
+        elif part:
+            merged.append(part)
+    return merged
+
+
+def needed_columns(recipe: dict[str, Any]) -> list[str]:
+    """The columns of the files that a recipe reads, each once."""
+    if recipe["form"] == "messages":
+        names = [recipe[key] for key in ("messages", "tools") if key in recipe]
+    else:
+        sides = [recipe.get(key, []) for key in ("text", "prompt", "completion")]
+        names = [p["column"] for side in sides for p in side if isinstance(p, dict)]
+    return list(dict.fromkeys(names))
+
+
+def render(recipe: dict[str, Any], piece: Piece, shard_key: str) -> Iterator[Batch]:
+    """The documents of a piece of a source, one a row, in row order.
+
+    Raises UserError with the file and the row where a row can't become a document,
+    where the piece's bytes are not those of `shard_key`, and for a recipe of
+    another version of this library.
+    """
+    if recipe["version"] != RECIPE_VERSION:
+        raise UserError(
+            f"the plan was made by another version of tokencache (recipe {recipe['version']}, "
+            f"here {RECIPE_VERSION}); run snakemake again"
+        )
+    if recipe["form"] == "messages":
+        yield from _conversations(recipe, piece, shard_key)
+        return
+    for table in sources.read_text(piece, needed_columns(recipe), shard_key):
+        yield from _texts(recipe, table)
+
+
+def _texts(recipe: dict[str, Any], table: pa.Table) -> Iterator[Batch]:
+    """The documents of a table of text columns, without a Python object a row."""
+    if recipe["form"] == "text":
+        for rows in _slices(table, recipe["text"]):
+            yield Batch(_joined(rows, recipe["text"]), None)
+        return
+    for rows in _slices(table, recipe["prompt"] + recipe["completion"]):
+        prompts = _joined(rows, recipe["prompt"])
+        texts = _join([prompts, _joined(rows, recipe["completion"])])
+        starts = pc.utf8_length(prompts).to_pylist()
+        stops = pc.utf8_length(texts).to_pylist()
+        ranges = zip(starts, stops, strict=True)
+        yield Batch(texts, [[span] if span[0] < span[1] else [] for span in ranges])
+
+
+def _slices(table: pa.Table, parts: Parts) -> Iterator[pa.Table]:
+    """Cut a table so that the rendered parts of each slice make a batch."""
+    if not table.num_rows:
+        return
+    size = 0
+    for part in parts:
+        if isinstance(part, str):
+            size += len(part.encode()) * table.num_rows
+        else:
+            size += table.column(part["column"]).nbytes
+    slices = 1 + max(size // BATCH_BYTES, (table.num_rows - 1) // BATCH_ROWS)
+    step = -(-table.num_rows // slices)
+    for start in range(0, table.num_rows, step):
+        yield table.slice(start, step)
+
+
+def _joined(table: pa.Table, parts: Parts) -> pa.LargeStringArray:
+    """One text a row; null is nothing."""
+    values = [
+        pa.scalar(part, pa.large_string())
+        if isinstance(part, str)
+        else table.column(part["column"]).combine_chunks().cast(pa.large_string())
+        for part in parts
+    ]
+    if all(isinstance(part, str) for part in parts):  # scalars alone have no length
+        values.append(pa.repeat(pa.scalar("", pa.large_string()), table.num_rows))
+    return _join(values)
+
+
+def _join(values: list[Any]) -> pa.LargeStringArray:
+    separator = pa.scalar("", pa.large_string())
+    return pc.binary_join_element_wise(
+        *values, separator, null_handling="replace", null_replacement=""
+    )
+
+
+def _conversations(recipe: dict[str, Any], piece: Piece, shard_key: str) -> Iterator[Batch]:
+    assistant = recipe["loss"] == "assistant"
+    template = chat.Chat(recipe["chat_template"], recipe["special_tokens"], assistant)
+    texts: list[str] = []
+    spans: list[list[Span]] = []
+    row = size = 0
+    for rows in sources.read_rows(piece, needed_columns(recipe), shard_key):
+        for values in rows:
+            row += 1
+            try:
+                tools = values.get(recipe.get("tools"))
+                text, found = template.document(values.get(recipe["messages"]), tools)
+                size += _bytes(text)
+            except UserError as error:
+                raise UserError(f"{_where(piece, row)}: {error}") from None
+            texts.append(text)
+            spans.append(found or [])
+            if size >= BATCH_BYTES or len(texts) >= BATCH_ROWS:
+                yield Batch(pa.array(texts, pa.large_string()), spans if assistant else None)
+                texts, spans, size = [], [], 0
+    if texts:
+        yield Batch(pa.array(texts, pa.large_string()), spans if assistant else None)
+
+
+def _bytes(text: str) -> int:
+    """Its size in UTF-8; JSON can say halves of characters (\\ud83d alone) that have none."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        half = text[error.start].encode("unicode_escape").decode()
+        raise UserError(f"half a character, {half}, which is no text; mend the row") from None

@@ -1,0 +1,62 @@
+"""Hub data sets, loaded through `datasets` and laid down as Arrow files with digests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from . import sources
+from .errors import UserError
+from .files import published, read_json, write_json
+from .progress import Progress
+from .sources import Piece, Source
+
+MANIFEST = "fetched.json"
+
+
+def fetch(wanted: dict[str, Any], folder: Path) -> None:
+    """Load one split and publish it as `num_shards` Arrow files of equal numbers of rows.
+
+    wanted: the plan's entry. Raises UserError where the data set, its
+    configuration or its split can't be had.
+    """
+    import datasets
+
+    reference = wanted["reference"]
+    where = f"datasets.{wanted['dataset']}"
+    try:
+        data = datasets.load_dataset(
+            reference["path"] or reference["hub"],
+            wanted["name"],
+            split=wanted["split"],
+            revision=reference["revision"],
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"{where}: `datasets` can't load it: {error}") from None
+    count = wanted["num_shards"]
+    manifest = {}
+    with published(folder, folder=True) as made, Progress(len(data), "rows", "fetch") as progress:
+        for number in range(count):
+            part = data.shard(count, number, contiguous=True).with_format("arrow")
+            name = f"{number:05d}.arrow"
+            schema = data.features.arrow_schema
+            with pa.OSFile(str(made / name), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                for table in part.iter(1000):
+                    writer.write_table(table.cast(schema))
+                    progress.update(len(table))
+            source = Source(str(made / name), "arrow", None, "line")
+            units = sources.units(source)
+            digest = sources.digest_of_units([digest for _, digest in units])
+            manifest[name] = {"batches": len(units), "digest": digest}
+        write_json(made / MANIFEST, manifest)
+
+
+def piece(folder: str, source: Source) -> tuple[Piece, str]:
+    """One fetched file as a piece, and its digest as it was when it was fetched."""
+    try:
+        entry = read_json(Path(folder, MANIFEST))[Path(source.path).name]
+    except FileNotFoundError:
+        raise UserError(f"{folder} is missing; run snakemake again to fetch it") from None
+    return Piece(source, 0, entry["batches"]), entry["digest"]

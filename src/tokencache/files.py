@@ -1,0 +1,94 @@
+"""Files that appear whole or not at all: write beside, fsync, rename once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from .errors import UserError
+
+KEY_DIGITS = 32
+
+
+def key_of(made_of: Any) -> str:
+    """The key of what decides some bytes: BLAKE3 of its canonical JSON, 128 bits in hex."""
+    text = json.dumps(made_of, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return blake3(text.encode("utf-8", "surrogatepass")).hexdigest()[:KEY_DIGITS]
+
+
+def hash_file(path: str | Path) -> str:
+    """BLAKE3 of a file's bytes, in hex."""
+    return blake3().update_mmap(path).hexdigest()
+
+
+def read_json(path: str | Path) -> Any:
+    with open(path, encoding="utf-8") as stream:
+        return json.load(stream)
+
+
+@contextmanager
+def published(final: str | Path, folder: bool = False) -> Iterator[Path]:
+    """A temporary path beside `final` that becomes `final` by one rename at the end.
+
+    On any error the temporary is removed and `final` is as it was. Where `final`
+    is a folder that another process published meanwhile, that one stays: equal
+    keys mean equal bytes. Raises UserError on a full disk.
+    """
+    final = Path(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+    target = temporary / final.name
+    try:
+        if folder:
+            target.mkdir()
+        yield target
+        _sync(target)
+        _rename(target, final)
+        _sync_entry(final.parent)
+    except OSError as error:
+        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+            raise UserError(
+                f"{final}: the disk is full; nothing was left half-written. Free some space "
+                "(`snakemake --delete-all-output` clears what the present config made), run again"
+            ) from None
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename(source: Path, final: Path) -> None:
+    try:
+        os.rename(source, final)
+    except OSError:
+        # A folder can only be renamed over an empty one: somebody was first.
+        if not (source.is_dir() and final.is_dir() and any(final.iterdir())):
+            raise
+
+
+def _sync(path: Path) -> None:
+    for entry in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        _sync_entry(entry)
+
+
+def _sync_entry(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Publish a JSON file: sorted keys, one line an entry, the same bytes for the same value."""
+    with published(path) as temporary:
+        temporary.write_text(
+            json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )

@@ -1,0 +1,194 @@
+"""Sources cut into shards where their content says, and hashed; nothing is read twice.
+
+A cut is a property of the bytes around it, never of an offset: a row ends a shard
+when its own hash says so (content-defined chunking, as in Muthitacharoen et al.,
+"A Low-Bandwidth Network File System", 2001). So an insertion changes the shard it
+falls into and moves no later cut.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import sqlite3
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from . import sources
+from .files import KEY_DIGITS, hash_file, key_of
+from .progress import Progress
+from .sources import Piece, Source
+
+# Raise when the same bytes are cut at other places than before.
+CUT_VERSION = 1
+
+# A file changed in the last moments may change again within one tick of its mtime.
+SETTLED_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One piece of a source and the key of its bytes."""
+
+    key: str
+    piece: Piece
+    bytes: int
+
+
+class Index:
+    """What is known of files, by (size, mtime_ns, inode): a second parse only stats.
+
+    Entries found are kept in memory and committed in one transaction by `save`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite3.connect(path, timeout=30)
+        self._database.execute("CREATE TABLE IF NOT EXISTS known (id TEXT PRIMARY KEY, value TEXT)")
+        self._new: dict[str, str] = {}
+
+    def recall(self, files: Iterable[str | Path], about: Any, find: Callable[[], Any]) -> Any:
+        """The JSON value of `find()` for these files, remembered until one of them changes."""
+        states = [_state(file) for file in files]
+        name = key_of([states, about])
+        if name in self._new:
+            return json.loads(self._new[name])
+        row = self._database.execute("SELECT value FROM known WHERE id = ?", (name,)).fetchone()
+        if row:
+            return json.loads(row[0])
+        value = json.dumps(find())
+        newest = max((state[1] for state in states), default=0)
+        if time.time_ns() - newest > SETTLED_SECONDS * 1e9:
+            self._new[name] = value
+        return json.loads(value)
+
+    def save(self) -> None:
+        with self._database:
+            self._database.executemany("REPLACE INTO known VALUES (?, ?)", self._new.items())
+        self._new.clear()
+
+    def close(self) -> None:
+        self.save()
+        self._database.close()
+
+
+def _state(file: str | Path) -> tuple[int, int, int]:
+    stat = os.stat(file)
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def shards(
+    found: list[Source], shard_size: int, index: Index, label: str
+) -> tuple[list[list[Shard]], list[list[str]]]:
+    """The shards of each source in the order of its rows, and the columns of each source.
+
+    Reads only files that the index does not know, with a progress line.
+    """
+    total = sum(os.stat(source.path).st_size for source in found)
+    cuts, columns = [], []
+    with Progress(total, "bytes", f"hash {label}") as progress:
+        for source in found:
+            how = [asdict(source) | {"path": ""}, shard_size, CUT_VERSION]
+
+            def fresh(source: Source = source) -> dict[str, Any]:
+                return {
+                    "columns": sources.columns(source),
+                    "shards": [(s.key, s.piece.start, s.piece.stop, s.bytes)
+                               for s in cut(source, shard_size)],
+                }  # fmt: skip
+
+            known = index.recall([source.path], how, fresh)
+            columns.append(known["columns"])
+            cuts.append([Shard(k, Piece(source, a, b), n) for k, a, b, n in known["shards"]])
+            progress.update(os.stat(source.path).st_size)
+    return cuts, columns
+
+
+def cut(source: Source, shard_size: int) -> list[Shard]:
+    """Cut one source into shards of about `shard_size` bytes and hash each.
+
+    JSON Lines and text end a shard at a row, Parquet at a row group, Arrow at a
+    record batch; what can't be cut is one shard a file. An empty file has none.
+    """
+    size = os.stat(source.path).st_size
+    if size == 0:
+        return []
+    if source.format in ("parquet", "arrow"):
+        return _cut_units(source, shard_size)
+    separator = _separator(source)
+    if separator is None:
+        whole = Piece(source, 0, size)
+        return [Shard(sources.digest(whole), whole, size)]
+    with open(source.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as m:
+        view = memoryview(m)
+        try:
+            ends = list(_row_ends(m, size, shard_size, separator))
+            starts = [0, *ends[:-1]]
+            return [
+                Shard(blake3(view[a:b]).hexdigest()[:KEY_DIGITS], Piece(source, a, b), b - a)
+                for a, b in zip(starts, ends, strict=True)
+            ]
+        finally:
+            view.release()
+
+
+def _separator(source: Source) -> bytes | None:
+    if source.compression is None:
+        if source.format == "jsonl" or (source.format == "text" and source.sample_by == "line"):
+            return b"\n"
+        if source.format == "text" and source.sample_by == "paragraph":
+            return b"\n\n"
+    return None
+
+
+def _row_ends(m: mmap.mmap, size: int, shard_size: int, separator: bytes) -> Iterable[int]:
+    """Where shards end. Rows in the first half of a shard are never asked, which keeps
+    shards from being tiny; a row is chosen with a chance proportional to its length."""
+    start = 0
+    while start < size:
+        end = _row_end(m, start + shard_size // 2, size, separator)
+        while end < size and end - start < 4 * shard_size:
+            begin, end = end, _row_end(m, end, size, separator)
+            if _chosen(zlib.crc32(m[begin:end]), end - begin, shard_size):
+                break
+        yield end
+        start = end
+
+
+def _row_end(m: mmap.mmap, position: int, size: int, separator: bytes) -> int:
+    found = m.find(separator, position)
+    return size if found < 0 else found + len(separator)
+
+
+def _chosen(hashed: int, length: int, shard_size: int) -> bool:
+    """One cut in shard_size / 2 bytes on average, whatever the lengths of the rows."""
+    return hashed * (shard_size // 2) < length << 32
+
+
+def _cut_units(source: Source, shard_size: int) -> list[Shard]:
+    """Row groups or record batches, put together like rows."""
+    units = sources.units(source)
+    cuts: list[Shard] = []
+    start = gathered = 0
+    for number, (size, digest) in enumerate(units):
+        gathered += size
+        chosen = _chosen(zlib.crc32(digest.encode()), size, shard_size)
+        last = number == len(units) - 1
+        if last or gathered >= 4 * shard_size or (gathered >= shard_size // 2 and chosen):
+            piece = Piece(source, start, number + 1)
+            key = sources.digest_of_units([d for _, d in units[start : number + 1]])
+            cuts.append(Shard(key, piece, gathered))
+            start, gathered = number + 1, 0
+    return cuts
+
+
+def file_digests(files: list[str], index: Index) -> list[str]:
+    """BLAKE3 of whole files (weights, data set folders), remembered like shards."""
+    return [index.recall([f], "file digest", lambda f=f: hash_file(f)) for f in files]

@@ -1,0 +1,73 @@
+"""Best-fit decreasing bin packing, in bulk over equal lengths."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """Assign items to bins of `capacity`: longest first, each into the fullest bin it fits.
+
+    lengths: (n,) integers in 1..capacity. Returns (n,) bin numbers from 0, numbered
+    by the first item (in input order) that each bin holds.
+
+    The result is exactly that of placing one item after the other (Johnson,
+    "Near-optimal bin packing algorithms", 1973), found without a loop over items:
+    equal items fill a bin as often as they fit before the next bin is touched,
+    since a bin just used is the fullest that still has room.
+    """
+    bins = np.empty(len(lengths), np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    distinct, starts = np.unique(-lengths[order], return_index=True)
+    room = _Room(capacity)
+    for length, items in zip(-distinct, np.split(order, starts[1:]), strict=True):
+        _place(items, int(length), room, bins)
+    return _renumber(bins)
+
+
+class _Room:
+    """Bins by the room that is left in them; bit r of `mask` is set where there are any."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.mask = 0
+        self.opened = 0
+        self._bins: dict[int, list[np.ndarray]] = {}
+
+    def add(self, room: int, bins: np.ndarray) -> None:
+        if room and len(bins):
+            self.mask |= 1 << room
+            self._bins.setdefault(room, []).append(bins)
+
+    def take(self, least: int, items: int) -> tuple[int, np.ndarray]:
+        """The tightest room of at least `least` and all bins that have it, or new bins."""
+        fitting = self.mask >> least
+        if not fitting:
+            count = -(-items // (self.capacity // least))
+            self.opened += count
+            return self.capacity, np.arange(self.opened - count, self.opened)
+        room = least + (fitting & -fitting).bit_length() - 1
+        self.mask &= ~(1 << room)
+        return room, np.concatenate(self._bins.pop(room))
+
+
+def _place(items: np.ndarray, length: int, room: _Room, bins: np.ndarray) -> None:
+    while len(items):
+        left, found = room.take(length, len(items))
+        each = left // length
+        used = found[: -(-len(items) // each)]
+        room.add(left, found[len(used) :])
+        placed = min(len(items), len(used) * each)
+        bins[items[:placed]] = np.repeat(used, each)[:placed]
+        in_last = placed - (len(used) - 1) * each
+        room.add(left - each * length, used[:-1])
+        room.add(left - in_last * length, used[-1:])
+        items = items[placed:]
+
+
+def _renumber(bins: np.ndarray) -> np.ndarray:
+    """Number bins by their first item."""
+    _, first, inverse = np.unique(bins, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse]
