@@ -29,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
         stage.add_argument("--threads", type=int, default=0, help="0: as many as the machine has")
         stage.add_argument("target", metavar=target, help="as the plan names it")
         if name == "tokenize":
-            stage.add_argument("--engine", default="auto", choices=["auto", "gigatoken", "tokenizers"])
+            stage.add_argument(
+                "--engine", default="auto", choices=["auto", "gigatoken", "tokenizers"]
+            )
     summary = commands.add_parser("summary", help="a table of what a plan's targets came to")
     summary.add_argument("--plan", help="default: the newest plan")
     return top

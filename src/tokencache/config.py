@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -19,6 +17,7 @@ from pydantic import (
 )
 
 from .errors import UserError
+from .messages import check_files, explain, line_of, unknown
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -149,7 +148,7 @@ class Dataset(Section):
         if self.loss == "assistant" and self.document.messages is None:
             raise ValueError("loss: assistant needs document: {messages: …}")
         if self.validation and self.validation.split and self.hub is None:
-            raise ValueError("validation: {split: …} needs hub; for files give validation: {files: …}")
+            raise ValueError("validation: {split: …} needs hub; files need validation: {files: …}")
         if self.validation and self.validation.files and self.hub is not None:
             raise ValueError("validation: {files: …} needs files; for a hub data set give a split")
         return self
@@ -201,19 +200,18 @@ class Model(Section):
     architecture: dict[str, Any] | None = None
     chat_template: str | None = None
     trust_remote_code: bool = False
-    training: dict[str, Any] = {}
+    training: Training = Training()
 
     @model_validator(mode="after")
     def _consistent(self) -> Model:
         if self.tokenizer is None and self.weights is None:
-            raise ValueError("give tokenizer: a folder, a tokenizer.json, ID@COMMIT or a trained one")
+            raise ValueError(
+                "give tokenizer: a folder, a tokenizer.json, ID@COMMIT or a tokenizers.NAME"
+            )
         if self.weights is not None and self.architecture is not None:
             raise ValueError("give weights (to fine-tune) or architecture (from scratch), not both")
         if self.architecture is not None and "model_type" not in self.architecture:
             raise ValueError("architecture needs model_type, for example llama")
-        unknown = set(self.training) - set(Training.model_fields)
-        if unknown:
-            raise ValueError(_unknown(sorted(unknown)[0], Training.model_fields, "training."))
         return self
 
     @property
@@ -243,17 +241,14 @@ class Config(Section):
     def _names(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
         for name in value:
             if not NAME.fullmatch(name):
-                raise ValueError(f"the name {name!r} may hold letters, digits, '_', '-' and '.' only")
+                raise ValueError(f"the name {name!r} may hold letters, digits, '_', '-', '.' only")
             if info.field_name == "models" and name in RESERVED:
-                raise ValueError(f"a model can't be named {name!r}: that is a target of the workflow")
+                raise ValueError(f"a model can't be named {name!r}: a target has that name")
         return value
 
     def combinations(self) -> list[tuple[str, str, int]]:
         """Every (model, dataset, max_length) to build, each once, in config order."""
-        if self.build == "all":
-            wanted = [Combination()]
-        else:
-            wanted = self.build
+        wanted = [Combination()] if self.build == "all" else self.build
         known = {"model": list(self.models), "dataset": list(self.datasets)}
         found: dict[tuple[str, str, int], None] = {}
         for number, entry in enumerate(wanted):
@@ -261,7 +256,7 @@ class Config(Section):
                 for name in getattr(entry, kind):
                     if name != "all" and name not in names:
                         raise UserError(
-                            f"build.{number}.{kind}: {_unknown(name, names, '', what=kind)}"
+                            f"build.{number}.{kind}: {unknown(name, names, '', what=kind)}"
                         )
             for model in known["model"] if "all" in entry.model else entry.model:
                 for dataset in known["dataset"] if "all" in entry.dataset else entry.dataset:
@@ -272,127 +267,8 @@ class Config(Section):
 
     def training_of(self, model: str) -> Training:
         """The training settings of one model: the common ones, with its own laid over them."""
-        merged = self.training.model_dump() | self.models[model].training
-        try:
-            return Training.model_validate(merged)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            key = ".".join(map(str, problem["loc"]))
-            raise UserError(f"models.{model}.training.{key}: {problem['msg']}") from None
-
-
-def _unknown(name: str, known: Any, prefix: str, what: str = "key") -> str:
-    known = [str(k) for k in known]
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known)
-    return f"unknown {what} '{prefix}{name}'; {hint}"
-
-
-def _section_at(location: tuple) -> type[BaseModel] | None:
-    """The schema section that a validation error's location lies in."""
-    section: Any = Config
-    for part in location:
-        if not (isinstance(section, type) and issubclass(section, BaseModel)):
-            return None
-        field = section.model_fields.get(part) if isinstance(part, str) else None
-        if field is None:
-            return None
-        section = _inner(field.annotation)
-        if isinstance(section, tuple):  # a mapping of names: skip the name
-            return _section_below(section[0], location[location.index(part) + 2 :])
-    return section if isinstance(section, type) and issubclass(section, BaseModel) else None
-
-
-def _section_below(section: Any, location: tuple) -> type[BaseModel] | None:
-    for part in location:
-        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
-        if field is None:
-            return None
-        section = _inner(field.annotation)
-    return section
-
-
-def _inner(annotation: Any) -> Any:
-    """The section class inside an annotation; a 1-tuple of it where it is a mapping's value."""
-    args = get_args(annotation)
-    if not args:
-        return annotation
-    if annotation.__class__.__name__ == "GenericAlias" and annotation.__origin__ is dict:
-        return (args[1],)
-    for arg in args:
-        found = _inner(arg)
-        if isinstance(found, type) and issubclass(found, BaseModel):
-            return found
-    return annotation
-
-
-def _explain(problem: dict[str, Any]) -> tuple[tuple, str]:
-    """One pydantic problem as (key path, what is wrong and what to do)."""
-    location = tuple(p for p in problem["loc"] if p not in ("literal['all']", "constrained-int"))
-    location = tuple(p for p in location if not (isinstance(p, str) and p.startswith("list[")))
-    kind, given = problem["type"], problem.get("input")
-    if kind == "extra_forbidden":
-        section = _section_at(location[:-1])
-        known = section.model_fields if section else []
-        return location, _unknown(str(location[-1]), known, "")
-    if kind == "missing":
-        return location, "this key is missing"
-    if kind == "literal_error":
-        return location, f"{given!r} is not one of {problem['ctx']['expected']}"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if kind == "value_error" or isinstance(given, dict | list):
-        return location, message
-    return location, f"{message}, not {given!r}"
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, which YAML would take silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: dict[Any, int] = {}
-        for key, _ in node.value:
-            name, line = key.value, key.start_mark.line + 1
-            if name in seen and name != "<<":
-                raise UserError(
-                    f"{key.start_mark.name}:{line}: {name!r} stands here a second time (first in "
-                    f"line {seen[name]}); give each its own name"
-                )
-            seen[name] = line
-        return super().construct_mapping(node, deep)
-
-
-def check_files(files: list[str | Path]) -> None:
-    """Refuse YAML that can't be read, and keys given twice, with file and line."""
-    for file in files:
-        try:
-            with open(file, encoding="utf-8") as stream:
-                yaml.load(stream, _Loader)
-        except yaml.YAMLError as error:
-            raise UserError(f"{error}".replace("\n", " ")) from None
-        except OSError as error:
-            raise UserError(f"{file}: {error.strerror}") from None
-
-
-def _line_of(files: list[str | Path], location: tuple) -> str:
-    """'config.yaml:12: ' for a key path, from the last file that has it, or ''."""
-    for file in reversed(files):
-        with open(file, encoding="utf-8") as stream:
-            node = yaml.compose(stream, yaml.SafeLoader)
-        line, depth = None, 0
-        for part in location:
-            if isinstance(node, yaml.MappingNode):
-                entry = next(((k, v) for k, v in node.value if k.value == str(part)), None)
-            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-                entry = (node.value[part], node.value[part]) if part < len(node.value) else None
-            else:
-                entry = None
-            if entry is None:
-                break
-            line, node, depth = entry[0].start_mark.line + 1, entry[1], depth + 1
-        if line is not None and depth >= len(location) - 1:
-            return f"{file}:{line}: "
-    return ""
+        own = self.models[model].training.model_dump(exclude_unset=True)
+        return self.training.model_copy(update=own)
 
 
 def _overlay(base: Any, over: Any) -> Any:
@@ -409,8 +285,18 @@ def _sized(raw: dict[str, Any]) -> dict[str, Any]:
     if size is None:
         return raw
     if size not in sizes:
-        raise UserError(f"size: {_unknown(str(size), sizes, '', what='size')}")
+        raise UserError(f"size: {unknown(str(size), sizes, '', what='size')}")
     return _overlay(raw, sizes[size] or {})
+
+
+def _explained(error: ValidationError) -> dict[tuple, str]:
+    """What is wrong by key path; of a key that may be a word or a list, what was meant."""
+    problems = [
+        problem
+        for problem in error.errors()
+        if not (problem["type"] == "literal_error" and isinstance(problem["input"], list | dict))
+    ]
+    return dict(explain(problem, Config) for problem in problems or error.errors())
 
 
 def load(raw: dict[str, Any], files: list[str | Path] = ()) -> Config:
@@ -424,9 +310,9 @@ def load(raw: dict[str, Any], files: list[str | Path] = ()) -> Config:
         config = Config.model_validate(_sized(raw))
     except ValidationError as error:
         lines = []
-        for location, message in dict(map(_explain, error.errors())).items():
+        for location, message in _explained(error).items():
             key = ".".join(map(str, location))
-            lines.append(f"{_line_of(list(files), location)}{key}: {message}")
+            lines.append(f"{line_of(list(files), location)}{key}: {message}")
         raise UserError("\n".join(lines)) from None
     _check_names(config)
     return config
@@ -439,8 +325,4 @@ def _check_names(config: Config) -> None:
         for dataset in tokenizer.dataset:
             if dataset not in config.datasets:
                 where = f"tokenizers.{name}.dataset"
-                raise UserError(
-                    f"{where}: {_unknown(dataset, config.datasets, '', what='dataset')}"
-                )
-    for name in config.models:
-        config.training_of(name)
+                raise UserError(f"{where}: {unknown(dataset, config.datasets, '', what='dataset')}")

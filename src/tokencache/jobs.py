@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from . import config, documents, fetch, pack, tokenize, tokenizers, train, train_tokenizer
-from .files import read_json
-from .plan import Plan
+from .plan import Plan, checkpoints_path
 from .sources import Piece, Source
 
 
@@ -73,46 +71,11 @@ def pack_cache(plan: Plan, path: str) -> None:
             }
             for split, keys in token_set["splits"].items()
         },
-        "provenance": provenance(plan, path),
+        "provenance": plan.provenance(path),
     }
     pack.build(cache, tokens, Path(path))
 
 
-def provenance(plan: Plan, path: str) -> dict[str, Any]:
-    """Everything that a cache is made of, for cache.json; the same on every machine."""
-    cache = plan.caches[path]
-    token_set = plan.data["token_sets"][cache["token_set"]]
-    names = ("version", "max_length", "overflow", "packing", "validation")
-    return {
-        "model": cache["model"],
-        "dataset": cache["dataset"],
-        "settings": {name: cache[name] for name in names},
-        "tokenizer": plan.tokenizers[cache["tokenizer"]]["facts"],
-        "recipe": plan.data["recipes"][token_set["recipe"]],
-        "sources": sources_of(plan, token_set),
-        "versions": {n: version(n) for n in ("tokencache", "tokenizers", "pyarrow", "numpy")},
-        "command": f"snakemake {path}",
-    }
-
-
-def sources_of(plan: Plan, token_set: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """By split: each file with its shards' keys and the keys of their token shards."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for split, keys in token_set["splits"].items():
-        files: dict[str, dict[str, Any]] = {}
-        for key in keys:
-            shard = plan.data["shards"][plan.data["tokens"][key]["shard"]]
-            file = files.setdefault(shard["path"], {"path": shard["path"], "shards": []})
-            file["shards"].append({"key": shard["key"], "tokens": key, "bytes": shard["bytes"]})
-        found[split] = list(files.values())
-    return found
-
-
 def train_run(plan: Plan, path: str) -> None:
     run = plan.runs[path]
-    checkpoints = Path(path).parent / f".{Path(path).name}.checkpoints"
-    train.train(run, Path(path), checkpoints)
-
-
-def cache_json(path: str | Path) -> dict[str, Any]:
-    return read_json(Path(path, "cache.json"))
+    train.train(run, Path(path), checkpoints_path(path))

@@ -1,0 +1,116 @@
+"""What is wrong in a YAML file, said with file, line, key and the nearest known name."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+
+from .errors import UserError
+
+
+def unknown(name: str, known: Any, prefix: str, what: str = "key") -> str:
+    known = [str(k) for k in known]
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known)
+    return f"unknown {what} '{prefix}{name}'; {hint}"
+
+
+def _section_at(root: type[BaseModel], location: tuple) -> type[BaseModel] | None:
+    """The schema section that a validation error's location lies in."""
+    here: Any = root
+    for part in location:
+        here = next((found for option in _options(here) if (found := _below(option, part))), None)
+    sections = [o for o in _options(here) if isinstance(o, type) and issubclass(o, BaseModel)]
+    return sections[0] if sections else None
+
+
+def _options(annotation: Any) -> list[Any]:
+    """The types that an annotation allows, out of their unions and Annotated wrappers."""
+    if get_origin(annotation) is Annotated:
+        return _options(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [option for arg in get_args(annotation) for option in _options(arg)]
+    return [annotation]
+
+
+def _below(option: Any, part: Any) -> Any:
+    """The annotation of a section's key, or of what a mapping or list holds."""
+    if get_origin(option) in (dict, list):
+        return get_args(option)[-1]
+    if isinstance(option, type) and issubclass(option, BaseModel) and part in option.model_fields:
+        return option.model_fields[part].annotation
+    return None
+
+
+def explain(problem: dict[str, Any], root: type[BaseModel]) -> tuple[tuple, str]:
+    """One pydantic problem as (key path, what is wrong and what to do)."""
+    location = tuple(p for p in problem["loc"] if p not in ("literal['all']", "constrained-int"))
+    location = tuple(p for p in location if not (isinstance(p, str) and p.startswith("list[")))
+    kind, given = problem["type"], problem.get("input")
+    if kind == "extra_forbidden":
+        section = _section_at(root, location[:-1])
+        known = section.model_fields if section else []
+        return location, unknown(str(location[-1]), known, "")
+    if kind == "missing":
+        return location, "this key is missing"
+    if kind == "literal_error":
+        return location, f"{given!r} is not one of {problem['ctx']['expected']}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if kind == "value_error" or isinstance(given, dict | list):
+        return location, message
+    return location, f"{message}, not {given!r}"
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, which YAML would take silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: dict[Any, int] = {}
+        for key, _ in node.value:
+            name, line = key.value, key.start_mark.line + 1
+            if name in seen and name != "<<":
+                raise UserError(
+                    f"{key.start_mark.name}:{line}: {name!r} stands here a second time (first in "
+                    f"line {seen[name]}); give each its own name"
+                )
+            seen[name] = line
+        return super().construct_mapping(node, deep)
+
+
+def check_files(files: list[str | Path]) -> None:
+    """Refuse YAML that can't be read, and keys given twice, with file and line."""
+    for file in files:
+        try:
+            with open(file, encoding="utf-8") as stream:
+                yaml.load(stream, _Loader)
+        except yaml.YAMLError as error:
+            raise UserError(f"{error}".replace("\n", " ")) from None
+        except OSError as error:
+            raise UserError(f"{file}: {error.strerror}") from None
+
+
+def line_of(files: list[str | Path], location: tuple) -> str:
+    """'config.yaml:12: ' for a key path, from the last file that has it, or ''."""
+    for file in reversed(files):
+        with open(file, encoding="utf-8") as stream:
+            node = yaml.compose(stream, yaml.SafeLoader)
+        line, depth = None, 0
+        for part in location:
+            if isinstance(node, yaml.MappingNode):
+                entry = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+                entry = (node.value[part], node.value[part]) if part < len(node.value) else None
+            else:
+                entry = None
+            if entry is None:
+                break
+            line, node, depth = entry[0].start_mark.line + 1, entry[1], depth + 1
+        if line is not None and depth >= len(location) - 1:
+            return f"{file}:{line}: "
+    return ""

@@ -1,0 +1,393 @@
+"""From the configuration to the plan: hash what is new, derive every key, see what is missing."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from . import documents, fingerprint, sources, tokenizers, train_tokenizer
+from .config import Config, Dataset, Reference, TokenizerTraining, reference
+from .errors import UserError
+from .files import key_of
+from .fingerprint import Index, Shard
+from .plan import WORK, Plan, fetched_path, target_path, tokenizer_path
+
+# Raise when the same inputs give a cache of other bytes.
+CACHE_VERSION = 1
+# Raise when the same cache, weights and settings train to other weights.
+RUN_VERSION = 1
+
+# Training settings that say how often to look, not what to compute.
+NOT_IN_RUN_KEY = {"logging_steps", "save_steps", "save_total_limit", "per_device_eval_batch_size"}
+
+# A job takes small shards until it has this many, or a shard's worth of bytes.
+SHARDS_IN_A_JOB = 256
+
+
+def resolve(config: Config) -> Plan:
+    """Hash what is new, derive every key, and find which token shards are missing."""
+    index = Index(WORK / "index.sqlite")
+    try:
+        return Plan(_Resolver(config, index).data())
+    finally:
+        index.close()
+
+
+class _Resolver:
+    """Derives keys from sources to runs, in the order of the data flow."""
+
+    def __init__(self, config: Config, index: Index) -> None:
+        self.config = config
+        self.index = index
+        self.shards: dict[str, dict[str, Any]] = {}
+        self.columns: dict[str, list[str]] = {}
+        self.recipes: dict[str, dict[str, Any]] = {}
+        self.tokens: dict[str, dict[str, Any]] = {}
+        self.token_sets: dict[str, dict[str, Any]] = {}
+        self.tokenizers: dict[str, dict[str, Any]] = {}
+        self.fetches: dict[str, dict[str, Any]] = {}
+        self._dataset_shards: dict[str, dict[str, list[str]]] = {}
+        self._tokenizer_of: dict[str, str] = {}
+
+    def data(self) -> dict[str, Any]:
+        caches: dict[str, Any] = {}
+        runs: dict[str, Any] = {}
+        for model, dataset, max_length in self.config.combinations():
+            path, cache = self._cache(model, dataset, max_length)
+            caches[path] = cache
+            found = self._run(model, path, cache)
+            if found:
+                runs[found[0]] = found[1]
+        return {
+            "id": time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3),
+            "config": self.config.model_dump(mode="json"),
+            "shards": self.shards,
+            "recipes": self.recipes,
+            "tokens": self.tokens,
+            "token_sets": self.token_sets,
+            "tokenizers": self.tokenizers,
+            "fetches": self.fetches,
+            "caches": caches,
+            "runs": runs,
+            "batches": self._batches(),
+        }
+
+    # Sources
+
+    def shards_of(self, name: str) -> dict[str, list[str]]:
+        """Names of the shards of a data set's splits (train, validation), in order."""
+        if name not in self._dataset_shards:
+            dataset = self.config.datasets[name]
+            found = self._hub_shards if dataset.hub else self._file_shards
+            self._dataset_shards[name] = found(name, dataset)
+        return self._dataset_shards[name]
+
+    def _file_shards(self, name: str, dataset: Dataset) -> dict[str, list[str]]:
+        splits = {"train": (f"datasets.{name}.files", dataset.files)}
+        if dataset.validation and dataset.validation.files:
+            key = f"datasets.{name}.validation.files"
+            splits["validation"] = (key, dataset.validation.files)
+        found = {}
+        for split, (key, patterns) in splits.items():
+            groups = sources.find(patterns, key, dataset.format, dataset.sample_by)
+            flat = [source for group in groups for source in group]
+            cuts, columns = fingerprint.shards(flat, self.config.shard_size, self.index, name)
+            if not any(cuts):
+                raise UserError(f"{key}: the data set is empty: {_files(flat)} hold no data")
+            self.columns[name] = list(dict.fromkeys(c for names in columns for c in names))
+            by_source = dict(zip(flat, cuts, strict=True))
+            ordered = []
+            for group in groups:
+                # What a glob or a folder finds is ordered by content: a rename changes nothing.
+                ordered += sorted((by_source[s] for s in group), key=lambda c: [s.key for s in c])
+            found[split] = [self._shard(shard) for cut in ordered for shard in cut]
+        return found
+
+    def _shard(self, shard: Shard) -> str:
+        source = shard.piece.source
+        name = key_of([shard.key, source.format, source.compression, _sampling(source)])
+        self.shards[name] = asdict(source) | {
+            "key": shard.key,
+            "start": shard.piece.start,
+            "stop": shard.piece.stop,
+            "bytes": shard.bytes,
+        }
+        return name
+
+    def _hub_shards(self, name: str, dataset: Dataset) -> dict[str, list[str]]:
+        wanted = reference(dataset.hub, f"datasets.{name}.hub")
+        splits = {"train": dataset.split}
+        if dataset.validation and dataset.validation.split:
+            splits["validation"] = dataset.validation.split
+        found = {}
+        for split, hub_split in splits.items():
+            made_of = ["hub", self._identity(wanted), dataset.name, hub_split, dataset.num_shards]
+            key = key_of(made_of)
+            folder = fetched_path(self.config.cache, key)
+            self.fetches[folder] = {
+                "key": key,
+                "dataset": name,
+                "reference": wanted.model_dump(),
+                "name": dataset.name,
+                "split": hub_split,
+                "num_shards": dataset.num_shards,
+            }
+            found[split] = []
+            for number in range(dataset.num_shards):
+                shard = key_of([key, number])
+                self.shards[shard] = {
+                    "key": shard,
+                    "path": f"{folder}/{number:05d}.arrow",
+                    "fetched": folder,
+                    "format": "arrow",
+                    "compression": None,
+                    "sample_by": "line",
+                    "bytes": self.config.shard_size,
+                }
+                found[split].append(shard)
+        return found
+
+    def _identity(self, wanted: Reference) -> list[Any]:
+        """What a reference's bytes are: the commit, or the hashes of a folder's files."""
+        if wanted.hub:
+            return [wanted.hub, wanted.revision]
+        root = Path(wanted.path)
+        files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
+        files = [f for f in files if not f.name.startswith(".")]
+        digests = fingerprint.file_digests([str(f) for f in files], self.index)
+        return [[str(f.relative_to(root)), d] for f, d in zip(files, digests, strict=True)]
+
+    # Tokenizers
+
+    def tokenizer_of(self, model: str) -> str:
+        """The folder of a model's tokenizer."""
+        given = self.config.models[model].tokenizer_reference
+        if given not in self._tokenizer_of:
+            if given in self.config.tokenizers:
+                found = self._trained(given, self.config.tokenizers[given])
+            else:
+                found = self._given(model, given)
+            folder = tokenizer_path(self.config.cache, found["facts"]["key"])
+            self.tokenizers.setdefault(folder, found)
+            self._tokenizer_of[given] = folder
+        return self._tokenizer_of[given]
+
+    def _given(self, model: str, given: str) -> dict[str, Any]:
+        settings = self.config.models[model]
+        where = f"models.{model}.{'tokenizer' if settings.tokenizer is not None else 'weights'}"
+        wanted = reference(given, where)
+        files = [] if wanted.hub else tokenizers.files_of(wanted)
+        about = [tokenizers.VERSIONS(), wanted.model_dump() if wanted.hub else "tokenizer"]
+        try:
+            facts = self.index.recall(
+                files,
+                about,
+                lambda: asdict(tokenizers.describe(wanted, settings.trust_remote_code)),
+            )
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        return {
+            "reference": wanted.model_dump(),
+            "trust_remote_code": settings.trust_remote_code,
+            "facts": facts,
+        }
+
+    def _trained(self, name: str, settings: TokenizerTraining) -> dict[str, Any]:
+        facts = train_tokenizer.planned_facts(settings.model_dump())
+        tokens, texts = [], []
+        for dataset_name in settings.dataset:
+            dataset = self.config.datasets[dataset_name].model_copy(update={"loss": "all"})
+            where = f"tokenizers.{name}"
+            recipe = self._recipe(where, dataset_name, dataset, facts)
+            for shard in self.shards_of(dataset_name)["train"]:
+                tokens.append([recipe, shard])
+                texts.append(shard)
+        made_of = train_tokenizer.made_of(settings.model_dump())
+        key = key_of(["trained tokenizer", made_of, tokens])
+        return {
+            "name": name,
+            "training": settings.model_dump(),
+            "texts": tokens,
+            "facts": facts | {"key": key},
+        }
+
+    # Documents, token shards
+
+    def _recipe(self, where: str, name: str, dataset: Dataset, facts: dict[str, Any]) -> str:
+        self.shards_of(name)
+        try:
+            recipe = documents.recipe(dataset, facts["chat_template"], facts["special_tokens"])
+        except UserError as error:
+            raise UserError(f"datasets.{name} for {where}: {error}") from None
+        there = self.columns.get(name)
+        for column in documents.needed_columns(recipe):
+            if there and column not in there:
+                raise UserError(
+                    f"datasets.{name}.document: there is no column {column!r} in "
+                    f"{_files_of(dataset)}; there are: {', '.join(there)}"
+                )
+        key = key_of(recipe)
+        self.recipes[key] = recipe
+        return key
+
+    def token_set(self, model: str, name: str) -> str:
+        """The token shards of a data set for a model: the same set for models that share
+        a tokenizer (and, for chat, a template)."""
+        folder = self.tokenizer_of(model)
+        facts = dict(self.tokenizers[folder]["facts"])
+        dataset = self.config.datasets[name]
+        facts["chat_template"] = self._chat_template(model, dataset, facts)
+        recipe = self._recipe(f"models.{model}", name, dataset, facts)
+        splits = {}
+        for split, shards in self.shards_of(name).items():
+            splits[split] = []
+            for shard in shards:
+                key = key_of(["tokens", facts["key"], recipe, shard])
+                self.tokens[key] = {"tokenizer": facts["key"], "recipe": recipe, "shard": shard}
+                splits[split].append(key)
+        made_of = {"tokenizer": facts["key"], "recipe": recipe, "dataset": name, "splits": splits}
+        key = key_of(made_of)
+        self.token_sets[key] = made_of
+        return key
+
+    def _chat_template(self, model: str, dataset: Dataset, facts: dict[str, Any]) -> str | None:
+        given = dataset.document.chat_template or self.config.models[model].chat_template
+        if given is None:
+            return facts["chat_template"]
+        if "{" in given:
+            return given
+        try:
+            return Path(given).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"chat_template: {given}: {error.strerror}") from None
+
+    # Caches and runs
+
+    def _cache(self, model: str, name: str, max_length: int) -> tuple[str, dict[str, Any]]:
+        dataset = self.config.datasets[name]
+        folder = self.tokenizer_of(model)
+        facts = self.tokenizers[folder]["facts"]
+        specials = len(facts["prefix"]) + len(facts["suffix"])
+        if dataset.document.messages is None and max_length <= specials:
+            raise UserError(
+                f"max_length: {max_length} leaves no room for text: the tokenizer of {model!r} "
+                f"adds {specials} special tokens to each document"
+            )
+        token_set = self.token_set(model, name)
+        tokens = self.token_sets[token_set]
+        validation = dataset.validation.model_dump() if dataset.validation else None
+        if validation:
+            validation = {k: validation[k] for k in ("fraction", "seed")}
+            if validation["fraction"] is None:
+                validation = "given"
+        decides = {
+            "version": CACHE_VERSION,
+            "max_length": max_length,
+            "overflow": dataset.overflow,
+            "packing": dataset.packing,
+            "validation": validation,
+        }
+        key = key_of(["dataset", decides, tokens["splits"]])
+        return target_path(self.config.cache, model, name, max_length, key), {
+            "key": key,
+            "model": model,
+            "dataset": name,
+            "token_set": token_set,
+            "tokenizer": folder,
+            **decides,
+        }
+
+    def _run(self, model: str, path: str, cache: dict[str, Any]) -> tuple[str, dict] | None:
+        settings = self.config.models[model]
+        if settings.weights is None and settings.architecture is None:
+            return None
+        training = self.config.training_of(model).model_dump()
+        weights = None
+        if settings.weights is not None:
+            weights = reference(settings.weights, f"models.{model}.weights")
+            initial = ["weights", self._identity(weights)]
+        else:
+            initial = ["architecture", settings.architecture]
+        decisive = {k: v for k, v in training.items() if k not in NOT_IN_RUN_KEY}
+        key = key_of(["run", RUN_VERSION, cache["key"], initial, decisive])
+        where = (model, cache["dataset"], cache["max_length"], key)
+        return target_path(self.config.results, *where), {
+            "key": key,
+            "model": model,
+            "dataset": cache["dataset"],
+            "max_length": cache["max_length"],
+            "cache": path,
+            "cache_key": cache["key"],
+            "tokenizer": cache["tokenizer"],
+            "weights": weights.model_dump() if weights else None,
+            "architecture": settings.architecture,
+            "trust_remote_code": settings.trust_remote_code,
+            "training": training,
+        }
+
+    # Work
+
+    def _batches(self) -> dict[str, dict[str, Any]]:
+        """Missing token shards, small ones put together until a job is worth its start."""
+        there = {folder.name: _shards_in(folder) for folder in _tokenizer_folders(self.config)}
+        waiting: dict[str, list[str]] = {}
+        for token_set, made_of in self.token_sets.items():
+            for keys in made_of["splits"].values():
+                for key in keys:
+                    if key not in there.get(made_of["tokenizer"], ()):
+                        waiting.setdefault(key, []).append(token_set)
+        batches: dict[str, dict[str, Any]] = {}
+        current: dict[str, Any] | None = None
+        for key, token_sets in waiting.items():
+            entry = self.tokens[key]
+            size = self.shards[entry["shard"]]["bytes"]
+            kind = (entry["tokenizer"], entry["recipe"], token_sets[0])
+            full = current and (
+                current["bytes"] + size > self.config.shard_size
+                or len(current["tokens"]) >= SHARDS_IN_A_JOB
+            )
+            if current is None or current["kind"] != kind or full:
+                current = {"kind": kind, "tokens": [], "bytes": 0, "token_sets": []}
+                current |= {
+                    "tokenizer": tokenizer_path(self.config.cache, entry["tokenizer"]),
+                    "dataset": self.token_sets[token_sets[0]]["dataset"],
+                }
+                batches[f"{current['dataset']}-{len(batches) + 1:04d}"] = current
+            current["tokens"].append(key)
+            current["bytes"] += size
+            new = [t for t in token_sets if t not in current["token_sets"]]
+            current["token_sets"] += new
+        for batch in batches.values():
+            del batch["kind"]
+        return batches
+
+
+def _sampling(source: sources.Source) -> str | None:
+    return source.sample_by if source.format == "text" else None
+
+
+def _tokenizer_folders(config: Config) -> list[Path]:
+    folder = Path(config.cache, "tokens")
+    return [f for f in folder.iterdir() if f.is_dir()] if folder.is_dir() else []
+
+
+def _shards_in(folder: Path) -> set[str]:
+    """Keys of the token shards of one tokenizer that are there."""
+    found = set()
+    for part in os.scandir(folder):
+        if part.is_dir():
+            names = [entry.name for entry in os.scandir(part.path)]
+            found.update(n[: -len(".arrow")] for n in names if n.endswith(".arrow"))
+    return found
+
+
+def _files(found: list[sources.Source]) -> str:
+    return ", ".join(source.path for source in found[:3]) + (", …" if len(found) > 3 else "")
+
+
+def _files_of(dataset: Dataset) -> str:
+    return ", ".join(dataset.files or [str(dataset.hub)])
