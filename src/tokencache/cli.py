@@ -40,8 +40,9 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     if arguments.command == "summary":
         from . import summary
+        from .plan import Plan
 
-        print(summary.table(summary.plan_at(arguments.plan)))
+        print(summary.table(Plan.read(arguments.plan) if arguments.plan else Plan.newest()))
         return
     if arguments.threads:
         # Read by the libraries when they are loaded, so it comes before any import of them.

@@ -22,10 +22,10 @@ from .messages import check_files, explain, line_of, unknown
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
-# Names of the workflow's own rules and targets: a model of that name would hide them.
+# Names of the workflow's own rules, targets and folders, which no model can have.
 RESERVED = {
     "all", "caches", "fetch", "materialize_tokenizer", "train_tokenizer", "tokenize", "pack",
-    "train", "images",
+    "train", "images", "sources", "tokenizers", "tokens",
 }  # fmt: skip
 
 
@@ -235,6 +235,12 @@ class Config(Section):
     max_length: Annotated[list[Length], OneOrMore, Field(min_length=1)]
     build: Literal["all"] | list[Combination] = "all"
     training: Training = Training()
+
+    @model_validator(mode="after")
+    def _apart(self) -> Config:
+        if Path(self.cache) == Path(self.results):
+            raise ValueError("cache and results need a folder each")
+        return self
 
     @field_validator("models", "datasets", "tokenizers")
     @classmethod

@@ -97,9 +97,7 @@ def _chat_parts(
     return made
 
 
-def _parts(
-    value: str, key: str, rename: dict[str, str], special_tokens: dict[str, str]
-) -> Parts:
+def _parts(value: str, key: str, rename: dict[str, str], special_tokens: dict[str, str]) -> Parts:
     """Read a column's name or a template with {column} in it."""
     if not value:
         raise UserError(f"{key}: is empty; name a column")

@@ -56,6 +56,7 @@ class Index:
 
     def recall(self, files: Iterable[str | Path], about: Any, find: Callable[[], Any]) -> Any:
         """The JSON value of `find()` for these files, remembered until one of them changes."""
+        files = list(files)
         states = [_state(file) for file in files]
         name = key_of([states, about])
         if name in self._new:
@@ -63,9 +64,11 @@ class Index:
         row = self._database.execute("SELECT value FROM known WHERE id = ?", (name,)).fetchone()
         if row:
             return json.loads(row[0])
+        started = time.time_ns()
         value = json.dumps(find())
         newest = max((state[1] for state in states), default=0)
-        if time.time_ns() - newest > SETTLED_SECONDS * 1e9:
+        settled = started - newest > SETTLED_SECONDS * 1e9
+        if settled and states == [_state(file) for file in files]:
             self._new[name] = value
         return json.loads(value)
 

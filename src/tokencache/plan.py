@@ -7,16 +7,19 @@ This module alone knows paths.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from . import __version__
 from .errors import UserError
 from .files import read_json, write_json
 
 WORK = Path(".tokencache")
 PLANS = WORK / "plans"
+LIBRARIES = ("numpy", "pyarrow", "tokenizers")
 NAME_DIGITS = 12  # of a key in the names of caches and runs, which stand beside few others
 PLANS_KEPT = 20
 
@@ -43,6 +46,11 @@ def checkpoints_path(run: str) -> Path:
     return Path(run).parent / f".{Path(run).name}.checkpoints"
 
 
+def files_of(shards: Iterable[dict[str, Any]]) -> list[str]:
+    """The files (or folders of fetched data sets) that source shards lie in."""
+    return list(dict.fromkeys(shard.get("fetched") or shard["path"] for shard in shards))
+
+
 class Plan:
     """The contents of a plan file; `data` is plain JSON.
 
@@ -56,7 +64,6 @@ class Plan:
         self.path = str(PLANS / f"{data['id']}.json")
         self.cache: str = data["config"]["cache"]
         self.results: str = data["config"]["results"]
-        self.models: list[str] = list(data["config"]["models"])
         self.caches: dict[str, dict[str, Any]] = data["caches"]
         self.runs: dict[str, dict[str, Any]] = data["runs"]
         self.tokenizers: dict[str, dict[str, Any]] = data["tokenizers"]
@@ -96,10 +103,10 @@ class Plan:
         """The source shard that a token shard is made from."""
         return self.data["shards"][self.data["tokens"][tokens]["shard"]]
 
-    def files_of(self, tokens: list[str]) -> list[str]:
-        """The files (or fetched folders) that these token shards are made from."""
-        shards = map(self.shard_of, tokens)
-        return list(dict.fromkeys(shard.get("fetched") or shard["path"] for shard in shards))
+    def tokenizer_keys(self, trained: bool) -> list[str]:
+        """Of the tokenizers that the workflow trains, or of those that are given."""
+        entries = self.tokenizers.values()
+        return [entry["facts"]["key"] for entry in entries if ("training" in entry) == trained]
 
     def batches_of(self, token_set: str) -> list[str]:
         return [name for name, b in self.batches.items() if token_set in b["token_sets"]]
@@ -126,7 +133,7 @@ class Plan:
             "tokenizer": self.tokenizers[cache["tokenizer"]]["facts"],
             "recipe": self.data["recipes"][token_set["recipe"]],
             "sources": {split: self._sources(keys) for split, keys in token_set["splits"].items()},
-            "versions": {n: version(n) for n in ("tokencache", "tokenizers", "pyarrow", "numpy")},
+            "versions": {"tokencache": __version__} | {name: version(name) for name in LIBRARIES},
             "command": f"snakemake {path}",
         }
 

@@ -146,7 +146,7 @@ class _Resolver:
                     "format": "arrow",
                     "compression": None,
                     "sample_by": "line",
-                    "bytes": self.config.shard_size,
+                    "bytes": None,  # not known before it is fetched
                 }
                 found[split].append(shard)
         return found
@@ -344,7 +344,7 @@ class _Resolver:
         current: dict[str, Any] | None = None
         for key, token_sets in waiting.items():
             entry = self.tokens[key]
-            size = self.shards[entry["shard"]]["bytes"]
+            size = self.shards[entry["shard"]]["bytes"] or self.config.shard_size
             kind = (entry["tokenizer"], entry["recipe"], token_sets[0])
             full = current and (
                 current["bytes"] + size > self.config.shard_size

@@ -1,0 +1,55 @@
+# tokencache: tokenize once, train many.
+#
+#   sources → shards → token shards → caches → runs
+#
+# Every target's path carries a key: a hash of what decides its bytes. What is there is
+# fresh; what is stale has another path. The plan knows them all (rules/common.smk).
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+if not workflow.configfiles:
+
+    configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+
+
+if cleaning:
+
+    include: "rules/clean.smk"
+
+else:
+
+    include: "rules/fetch.smk"
+    include: "rules/tokenizers.smk"
+    include: "rules/tokenize.smk"
+    include: "rules/pack.smk"
+    include: "rules/train.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        targets("caches", "runs"),
+
+
+rule caches:
+    input:
+        targets("caches"),
+
+
+# One target a model, by its name in config.yaml: `snakemake qwen`.
+for model in settings.models:
+
+    rule:
+        name:
+            model
+        input:
+            targets("caches", "runs", model=model),
+
+
+onsuccess:
+    print_summary()

@@ -1,0 +1,14 @@
+# Hub data sets become Arrow files of this machine: the one stage that needs a network.
+localrules:
+    fetch,
+
+
+rule fetch:
+    output:
+        directory(fetched_path(plan.cache, "{fetched}")),
+    log:
+        "logs/fetch/{fetched}.log",
+    params:
+        plan=plan.path,
+    shell:
+        "tokencache fetch --plan {params.plan} {output} 2>&1 | tee {log}"

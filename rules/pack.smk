@@ -1,0 +1,16 @@
+# Token shards cut to max_length, packed and split: a data set that any trainer opens.
+rule pack:
+    input:
+        cache_inputs,
+    output:
+        directory(f"{settings.cache}/{{cache}}"),
+    log:
+        "logs/pack/{cache}.log",
+    benchmark:
+        "logs/pack/{cache}.tsv"
+    wildcard_constraints:
+        cache=f"{one_of(settings.models)}/.+/[0-9]+-[0-9a-f]+",
+    params:
+        plan=plan.path,
+    shell:
+        "tokencache pack --plan {params.plan} {output} 2>&1 | tee {log}"

@@ -1,0 +1,17 @@
+# One model trained on one cache. A run that was stopped goes on from its last checkpoint.
+rule train:
+    input:
+        run_inputs,
+    output:
+        directory(f"{plan.results}/{{run}}"),
+    log:
+        "logs/train/{run}.log",
+    benchmark:
+        "logs/train/{run}.tsv"
+    wildcard_constraints:
+        run=f"{one_of(settings.models)}/.+/[0-9]+-[0-9a-f]+",
+    threads: 8
+    params:
+        plan=plan.path,
+    shell:
+        "tokencache train --plan {params.plan} --threads {threads} {output} 2>&1 | tee {log}"

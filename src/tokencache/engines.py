@@ -1,0 +1,283 @@
+"""Engines that encode texts: one interface, the same ids, at very different speeds.
+
+The `tokenizers` library is the reference. Another engine is used for a tokenizer only
+after it gave the reference's ids on the probe texts, and for a batch of documents only
+after it did so on a sample of that batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .errors import UserError
+from .tokenizers import opened, probe
+
+NAMES = ("auto", "gigatoken", "tokenizers")
+
+# The `tokenizers` library makes some 100 bytes a token, so it gets this much text at once.
+SLICE_BYTES = 2 * 2**20
+
+# Of each batch this share is encoded by the reference too, within these bounds.
+SAMPLE_SHARE = 1 / 64
+SAMPLE_BYTES = (8 * 2**10, 256 * 2**10)
+SAMPLE_CHARACTERS = 16 * 2**10  # of one text at most
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids of texts, no special tokens around them.
+
+    ids: (tokens,) of any unsigned dtype; offsets: (texts + 1,) int64 into ids.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+
+class Engine(Protocol):
+    name: str
+
+    def encode(self, texts: pa.LargeStringArray) -> Encoded:
+        """Ids of the texts, which have no nulls."""
+
+
+class Differs(Exception):
+    """An engine gave other ids than the reference; the message says where."""
+
+
+class Unfit(Exception):
+    """An engine can't take a tokenizer; the message says why."""
+
+
+class HuggingFace:
+    """The reference; also the one that knows which characters a token stands for."""
+
+    name = "tokenizers"
+
+    def __init__(self, folder: Path) -> None:
+        tokenizer = opened(folder)
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.encode_special_tokens = tokenizer.split_special_tokens
+        self._untrimmed: Any = None
+
+    def encode(self, texts: pa.LargeStringArray) -> Encoded:
+        ids, lengths = [np.zeros(0, np.uint32)], [np.zeros(1, np.int64)]
+        for part in _slices(texts):
+            found = self._backend.encode_batch_fast(part, add_special_tokens=False)
+            rows = [encoding.ids for encoding in found]
+            lengths.append(np.fromiter(map(len, rows), np.int64, len(rows)))
+            ids.append(np.fromiter(chain.from_iterable(rows), np.uint32, lengths[-1].sum()))
+        return Encoded(np.concatenate(ids), np.cumsum(np.concatenate(lengths)))
+
+    def encodings(self, texts: pa.LargeStringArray, trimmed: bool) -> Iterator[Any]:
+        """`tokenizers.Encoding` of each text, with offsets in characters.
+
+        The post-processors of byte-level tokenizers trim spaces off the offsets;
+        that is what transformers sees (`trimmed`), but not what a token holds.
+        """
+        backend = self._backend
+        if not trimmed:
+            if self._untrimmed is None:
+                self._untrimmed = copy.deepcopy(backend)
+                self._untrimmed.encode_special_tokens = backend.encode_special_tokens
+                self._untrimmed.post_processor = None
+            backend = self._untrimmed
+        for part in _slices(texts):
+            yield from backend.encode_batch(part, add_special_tokens=False)
+
+
+class Gigatoken:
+    """Byte-level and SentencePiece-style BPE, straight from Arrow's buffers into NumPy's.
+
+    Its tables are those of another version of Unicode than the reference's, so texts
+    with a character whose kind may differ between versions are left to the reference.
+    """
+
+    name = "gigatoken"
+
+    def __init__(self, folder: Path, reference: HuggingFace) -> None:
+        self._reference = reference
+        try:
+            import awkward
+            import gigatoken
+        except ImportError as error:
+            raise Unfit(f"it is not installed ({error})") from None
+        self._awkward = awkward
+        content = (folder / "tokenizer.json").read_bytes()
+        self._tokenizer = _guarded(gigatoken.Tokenizer.from_json, content)
+
+    def encode(self, texts: pa.LargeStringArray) -> Encoded:
+        unsettled = pc.match_substring_regex(texts, unsettled_characters())
+        if not unsettled.true_count:
+            return self._encode(texts)
+        mine = self._encode(texts.filter(pc.invert(unsettled)))
+        others = self._reference.encode(texts.filter(unsettled))
+        return _mixed(mine, others, unsettled.to_numpy(zero_copy_only=False))
+
+    def _encode(self, texts: pa.LargeStringArray) -> Encoded:
+        if not len(texts):
+            return Encoded(np.zeros(0, np.uint32), np.zeros(1, np.int64))
+        layout = _guarded(self._tokenizer.encode_batch, self._wrapped(texts)).layout
+        offsets = np.asarray(layout.offsets.data)
+        ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
+        return Encoded(ids, offsets.astype(np.int64) - offsets[0])
+
+    def _wrapped(self, texts: pa.LargeStringArray) -> Any:
+        """The texts as an awkward array on the same memory."""
+        contents, index = self._awkward.contents, self._awkward.index
+        offsets, data = _buffers(texts)
+        characters = contents.NumpyArray(data, parameters={"__array__": "char"})
+        return self._awkward.Array(
+            contents.ListOffsetArray(
+                index.Index64(offsets), characters, parameters={"__array__": "string"}
+            )
+        )
+
+
+def _mixed(first: Encoded, second: Encoded, from_second: np.ndarray) -> Encoded:
+    """Rows of both in one: `from_second` (rows,) bool says which are whose."""
+    lengths = np.empty(len(from_second), np.int64)
+    lengths[~from_second] = np.diff(first.offsets)
+    lengths[from_second] = np.diff(second.offsets)
+    ids = np.empty(lengths.sum(), np.uint32)
+    tokens = np.repeat(from_second, lengths)
+    ids[~tokens] = first.ids
+    ids[tokens] = second.ids
+    return Encoded(ids, np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
+
+
+@lru_cache(maxsize=1)
+def unsettled_characters() -> str:
+    """A pattern of the characters whose kind is not the same in every version of Unicode.
+
+    Letters, digits, marks and spaces are settled since they were first assigned, in
+    Unicode 3.2 at the latest; symbols and punctuation always, for before they were
+    assigned they were no letters either. What Python does not know may be anything.
+    """
+    settled: list[list[int]] = []
+    for number in range(0x110000):
+        sign = chr(number)
+        known = unicodedata.ucd_3_2_0.category(sign) != "Cn"
+        if known or unicodedata.category(sign)[0] in "SP":
+            if settled and settled[-1][1] == number - 1:
+                settled[-1][1] = number
+            else:
+                settled.append([number, number])
+    ranges = "".join(f"\\x{{{first:x}}}-\\x{{{last:x}}}" for first, last in settled)
+    return f"[^{ranges}]"
+
+
+class Engines:
+    """The engine in use for one tokenizer folder; `why` says why it is that one.
+
+    `wanted` is one of NAMES. Raises UserError for another one, and where the engine
+    that was asked for by name can't be used.
+    """
+
+    def __init__(self, folder: Path, wanted: str = "auto") -> None:
+        if wanted not in NAMES:
+            raise UserError(f"engine: {wanted!r} is unknown; there are: {', '.join(NAMES)}")
+        self.wanted = wanted
+        self.reference = HuggingFace(folder)
+        self.current: Engine = self.reference
+        self.why = "it was asked for"
+        if wanted == "tokenizers":
+            return
+        try:
+            fast = Gigatoken(folder, self.reference)
+            _compare(fast, self.reference, pa.array(probe(opened(folder)), pa.large_string()))
+        except (Unfit, Differs) as error:
+            self.give_up(str(error))
+        else:
+            self.current, self.why = fast, "same ids as tokenizers on the probe texts"
+
+    def encode(self, texts: pa.LargeStringArray) -> Encoded:
+        """Encode by the engine in use. Raises Differs where a sample shows other ids."""
+        if self.current is not self.reference:
+            _compare(self.current, self.reference, _sample(texts))
+        try:
+            return self.current.encode(texts)
+        except Unfit as error:
+            raise Differs(str(error)) from None
+
+    def give_up(self, reason: str) -> None:
+        """Use the reference from now on. Raises UserError where the other was asked for."""
+        if self.wanted == "gigatoken":
+            raise UserError(
+                f"engine: gigatoken can't be used for this tokenizer: {reason}; take engine: auto"
+            )
+        self.current, self.why = self.reference, f"gigatoken can't be used: {reason}"
+
+
+def _compare(engine: Engine, reference: Engine, texts: pa.LargeStringArray) -> None:
+    try:
+        found = engine.encode(texts)
+    except Unfit as error:
+        raise Differs(str(error)) from None
+    wanted = reference.encode(texts)
+    if np.array_equal(found.offsets, wanted.offsets) and np.array_equal(found.ids, wanted.ids):
+        return
+    for number, text in enumerate(texts.to_pylist()):
+        if not np.array_equal(_row(found, number), _row(wanted, number)):
+            said = text if len(text) <= 60 else text[:60] + "…"
+            raise Differs(f"it gives other ids than tokenizers, for example for {said!r}")
+    raise Differs("it gives other ids than tokenizers")
+
+
+def _row(encoded: Encoded, number: int) -> np.ndarray:
+    return encoded.ids[encoded.offsets[number] : encoded.offsets[number + 1]]
+
+
+def _sample(texts: pa.LargeStringArray) -> pa.LargeStringArray:
+    """Some texts of a batch, evenly spread, the long ones cut short."""
+    offsets, _ = _buffers(texts)
+    low, high = SAMPLE_BYTES
+    size = int(offsets[-1])
+    wanted = min(high, max(low, size * SAMPLE_SHARE))
+    mean = min(size / max(1, len(texts)), SAMPLE_CHARACTERS)
+    count = min(len(texts), 1 + int(wanted / (mean + 1)))
+    chosen = np.unique(np.linspace(0, len(texts) - 1, count).astype(np.int64))
+    return pc.utf8_slice_codeunits(texts.take(pa.array(chosen)), 0, SAMPLE_CHARACTERS)
+
+
+def _guarded(call: Any, *values: Any) -> Any:
+    """Call Rust: what it panics with is no Exception."""
+    try:
+        return call(*values)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise Unfit(lines[0]) from None
+
+
+def _buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets (texts + 1,) int64 from 0 on, and the bytes (uint8) that they point into."""
+    _, offsets, data = texts.buffers()
+    if offsets is None or not len(texts):
+        return np.zeros(1, np.int64), np.zeros(0, np.uint8)
+    places = np.frombuffer(offsets, np.int64, len(texts) + 1, texts.offset * 8)
+    whole = np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8)
+    return places - places[0], whole[places[0] : places[-1]]
+
+
+def _slices(texts: pa.LargeStringArray) -> Iterator[list[str]]:
+    """The texts in lists of at most SLICE_BYTES, or of one text."""
+    ends = _buffers(texts)[0][1:]
+    start = 0
+    while start < len(texts):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + SLICE_BYTES, side="right")))
+        yield texts.slice(start, stop - start).to_pylist()
+        start = stop

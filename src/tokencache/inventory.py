@@ -1,0 +1,78 @@
+"""What is there in the cache and results folders, whatever config made it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .files import read_json
+
+# Shared by all models.
+SHARED = ("sources", "tokenizers", "tokens")
+
+TARGET = re.compile(r"[0-9]+-[0-9a-f]{12}")
+# A run's checkpoints, and what a killed job left of a target that it was writing.
+REST = re.compile(r"\.[0-9]+-[0-9a-f]{12}\..*(checkpoints|tmp)")
+
+CACHE_FILE, RUN_FILE = "cache.json", "run.json"
+
+
+def caches_of(cache: str, model: str, dataset: str) -> list[dict[str, Any]]:
+    """cache.json of every cache of that name, the newest first."""
+    return _read(Path(cache, model, dataset), CACHE_FILE)
+
+
+def runs_of(results: str, model: str, dataset: str) -> list[dict[str, Any]]:
+    """run.json of every run of that name, the newest first."""
+    return _read(Path(results, model, dataset), RUN_FILE)
+
+
+def _read(folder: Path, name: str) -> list[dict[str, Any]]:
+    files = sorted(folder.glob(f"*/{name}"), key=lambda file: -file.stat().st_mtime_ns)
+    found = []
+    for file in files:
+        try:
+            found.append(read_json(file) | {"path": str(file.parent)})
+        except (OSError, ValueError):
+            continue  # gone or damaged meanwhile: it explains nothing
+    return found
+
+
+def made(cache: str, results: str) -> dict[tuple[str, str], list[str]]:
+    """All folders that the workflow made, by (kind, model); the shared ones by ("shared", "").
+
+    kind is "caches" or "runs". A folder in which everything is the workflow's
+    stands for what is in it; what somebody else put there is left out.
+    """
+    shared = [f"{cache}/{name}" for name in SHARED if Path(cache, name).is_dir()]
+    found = {("shared", ""): shared} if shared else {}
+    for kind, root in (("caches", cache), ("runs", results)):
+        for model in _folders(Path(root)):
+            if root == cache and model.name in SHARED:
+                continue
+            ours = list(_ours(model, depth=0))
+            if ours:
+                found[kind, model.name] = [str(path) for path in ours]
+    return found
+
+
+def _ours(folder: Path, depth: int) -> Iterator[Path]:
+    """Depth 0 is a model, 1 a data set, 2 a target."""
+    if depth == 2:
+        if TARGET.fullmatch(folder.name) or REST.fullmatch(folder.name):
+            yield folder
+        return
+    children = list(folder.iterdir())
+    ours = {child: list(_ours(child, depth + 1)) for child in children if child.is_dir()}
+    whole = bool(children) and all(ours.get(child) == [child] for child in children)
+    if whole:
+        yield folder
+    else:
+        for below in ours.values():
+            yield from below
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(f for f in root.iterdir() if f.is_dir()) if root.is_dir() else []

@@ -1,0 +1,285 @@
+"""The model of a run: from an architecture, with random weights, or from given weights."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
+
+from . import tokenizers as own_tokenizers
+from .collate import COUNTS, Collator
+from .errors import UserError
+
+# transformers would ask the hub to convert weights that are not safetensors.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+
+# Keys that transformers takes for many architectures and rewrites.
+REWRITTEN = {"rope_theta", "rope_scaling", "partial_rotary_factor", "torch_dtype", "dtype"}
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+# Packed logits differ from the documents' own by 1e-6 of their spread where documents are
+# kept apart, and by more than 1 where they are not.
+PACKING_TOLERANCE = 0.02
+
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError,
+               AttributeError, ZeroDivisionError, SafetensorError)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Every id is below `size`; `pad` is always an id, the others None where there is no token."""
+
+    size: int
+    bos: int | None
+    eos: int | None
+    pad: int
+
+
+def vocabulary(folder: Path) -> Vocabulary:
+    """What a model must know of the tokenizer in this folder."""
+    facts = own_tokenizers.facts(folder)
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def number(token: str | None) -> int | None:
+        return None if token is None else backend.token_to_id(token)
+
+    eos, pad = number(facts.eos_token), number(facts.pad_token)
+    # Any id will do: padding is masked by length.
+    pad = next(token for token in (pad, eos, 0) if token is not None)
+    return Vocabulary(facts.vocab_size, number(facts.bos_token), eos, pad)
+
+
+def load(run: dict[str, Any], vocab: Vocabulary) -> PreTrainedModel:
+    """The model of a run of the plan, in float32 on the CPU, ready to train.
+
+    Raises UserError, which names the key of config.yaml, for an architecture or
+    weights that can't be used with this vocabulary and max_length.
+    """
+    make = _from_scratch if run["weights"] is None else _from_weights
+    model = make(run, vocab)
+    # torch would never train the embedding of the pad token, which may be a real eos.
+    model.get_input_embeddings().padding_idx = None
+    for settings in (model.config, model.generation_config):
+        if settings is not None:
+            settings.pad_token_id = vocab.pad
+    return model
+
+
+def _from_scratch(run: dict[str, Any], vocab: Vocabulary) -> PreTrainedModel:
+    where = f"models.{run['model']}.architecture"
+    given = dict(run["architecture"])
+    size = given.setdefault("vocab_size", vocab.size)
+    if isinstance(size, int) and size < vocab.size:
+        raise UserError(
+            f"{where}.vocab_size: {size} is too small, the tokenizer has {vocab.size} tokens; "
+            "leave vocab_size out to get the tokenizer's"
+        )
+    config = _config(where, given)
+    _check_keys(where, config, given)
+    _set_positions(where, config, given, run["max_length"])
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = vocab.bos, vocab.eos, None
+    set_seed(run["training"]["seed"])
+    try:
+        return _with_attention(
+            lambda attention: AutoModelForCausalLM.from_config(
+                config, attn_implementation=attention, dtype=torch.float32
+            )
+        )
+    except LOAD_ERRORS as error:
+        raise UserError(f"{where}: no model can be made of this: {_short(error)}") from None
+
+
+def _config(where: str, given: dict[str, Any]) -> Any:
+    kind = given["model_type"]
+    try:
+        known = AutoConfig.for_model(kind)
+    except ValueError as error:
+        names = str(error).partition("contain one of ")[2].split(", ")
+        near = difflib.get_close_matches(str(kind), names, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{where}.model_type: transformers knows no {kind!r}{hint}") from None
+    rest = {key: value for key, value in given.items() if key != "model_type"}
+    try:
+        return type(known)(**rest)
+    except Exception as error:  # transformers checks values with exceptions of many kinds
+        raise UserError(f"{where}: {_short(error)}") from None
+
+
+def _check_keys(where: str, config: Any, given: dict[str, Any]) -> None:
+    """Unknown keys would be kept in silence, and the default used."""
+    kind = type(config)
+    known = set(kind().to_dict()) | set(kind.attribute_map) | REWRITTEN
+    known |= set(inspect.signature(kind.__init__).parameters) | set(
+        inspect.signature(kind).parameters
+    )
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), 1, 0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"{where}.{key}: {given['model_type']} has no such key{hint}")
+
+
+def _set_positions(where: str, config: Any, given: dict[str, Any], max_length: int) -> None:
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or positions >= max_length:
+        return
+    name = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+    for key in ("max_position_embeddings", name):
+        if key in given:
+            raise UserError(
+                f"{where}.{key}: {positions} is less than max_length: {max_length}; raise it, or "
+                "leave it out"
+            )
+    config.max_position_embeddings = max_length
+
+
+def _with_attention(make: Any) -> PreTrainedModel:
+    """SDPA, and eager attention for the architectures that have no other."""
+    try:
+        return make("sdpa")
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        return make("eager")
+
+
+def _from_weights(run: dict[str, Any], vocab: Vocabulary) -> PreTrainedModel:
+    where, given = f"models.{run['model']}.weights", run["weights"]
+    name = given["path"] or given["hub"]
+    options = {"revision": given["revision"]} if given["revision"] else {}
+    options["trust_remote_code"] = run["trust_remote_code"]
+    _refuse_pickles(where, name)
+    try:
+        config = AutoConfig.from_pretrained(name, **options)
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and positions < run["max_length"]:
+            raise UserError(
+                f"max_length: {run['max_length']} is more than the {positions} positions of {name} "
+                f"({where}); take a shorter max_length for this model (see build:)"
+            )
+        set_seed(run["training"]["seed"])
+        model, info = _with_attention(
+            lambda attention: AutoModelForCausalLM.from_pretrained(
+                name, config=config, use_safetensors=True, dtype=torch.float32,
+                attn_implementation=attention, output_loading_info=True, **options,
+            )
+        )  # fmt: skip
+    except LOAD_ERRORS as error:
+        hint = ""
+        if "safetensors" in str(error):
+            hint = "; only safetensors are loaded, because pickle files can run any code"
+        raise UserError(f"{where}: {name} can't be loaded: {_short(error)}{hint}") from None
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise UserError(
+            f"{where}: {name} lacks weights of a causal language model: {', '.join(missing[:3])}"
+            f"{', …' if len(missing) > 3 else ''}; give weights with a language-model head"
+        )
+    _check_embedding(where, name, model, vocab)
+    _set_tokens(model, vocab)
+    return model
+
+
+def _refuse_pickles(where: str, name: str) -> None:
+    folder = Path(name)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    if pickles:
+        raise UserError(
+            f"{where}: {name} holds its weights as pickle ({pickles[0]}), which can run any code "
+            "when it is loaded, and no safetensors; load it once where you trust it and call "
+            "model.save_pretrained(FOLDER), which writes safetensors"
+        )
+
+
+def _check_embedding(where: str, name: str, model: PreTrainedModel, vocab: Vocabulary) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < vocab.size:
+        raise UserError(
+            f"{where}: {name} has {rows} embeddings, fewer than the tokenizer's {vocab.size} "
+            f"tokens; give models.{where.split('.')[1]}.tokenizer the tokenizer of these weights, "
+            "or weights whose embedding was resized"
+        )
+
+
+def _set_tokens(model: PreTrainedModel, vocab: Vocabulary) -> None:
+    """The tokenizer's bos and eos, except where the model's own ends include it already."""
+    for settings in (model.config, model.generation_config):
+        if settings is None:
+            continue
+        settings.bos_token_id = vocab.bos
+        ends = settings.eos_token_id
+        if vocab.eos not in (ends if isinstance(ends, list) else [ends]):
+            settings.eos_token_id = vocab.eos
+
+
+def check_packing(model: PreTrainedModel, run: dict[str, Any], collate: Collator) -> float:
+    """Compare packed logits with the documents' own; returns their largest difference.
+
+    In units of the logits' spread. Raises UserError where the model would let a
+    document see the one before it in its row.
+    """
+    size = model.get_input_embeddings().weight.shape[0]
+    rows = [_sample_row(lengths, run, size) for lengths in ((9, 1, 14), (6, 5))]
+    batch = collate([row for row, _ in rows])
+    batch.pop(COUNTS), batch.pop("labels")
+    where = f"models.{run['model']} on datasets.{run['dataset']}"
+    advice = f"set packing: none for datasets.{run['dataset']}"
+    model.eval()
+    try:
+        with torch.no_grad():
+            packed = model(**_on(model, batch)).logits.float()
+            worst = 0.0
+            for number, (row, lengths) in enumerate(rows):
+                start = 0
+                for length in lengths:
+                    ids = torch.from_numpy(row["input_ids"][None, start : start + length])
+                    alone = model(**_on(model, {"input_ids": ids, "use_cache": False})).logits
+                    off = (packed[number, start : start + length] - alone[0].float()).abs().max()
+                    worst = max(worst, (off / alone.float().std()).item())
+                    start += length
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise UserError(
+            f"{where}: this model can't be used with packed rows ({_short(error)}); {advice}"
+        ) from None
+    finally:
+        model.train()
+    if not worst <= PACKING_TOLERANCE:
+        raise UserError(
+            f"{where}: in packed rows this model ({model.config.model_type}) does not keep "
+            f"documents apart: its logits are off by {worst:.2g} of their spread; {advice}"
+        )
+    return worst
+
+
+def _sample_row(
+    lengths: tuple[int, ...], run: dict[str, Any], size: int
+) -> tuple[dict[str, Any], list[int]]:
+    """A packed row of made-up documents of these lengths, which max_length may cut."""
+    short = [min(length, run["max_length"]) for length in lengths]
+    ids = np.arange(1, sum(short) + 1) * 31 % size
+    return {
+        "input_ids": ids,
+        "labels": ids,
+        "position_ids": np.concatenate([np.arange(length) for length in short]),
+        "seq_lengths": np.array(short),
+    }, short
+
+
+def _on(model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in batch.items()}
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "…"

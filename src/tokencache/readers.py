@@ -1,0 +1,252 @@
+"""Sources, pieces of them, and the rows of CSV and plain text.
+
+Every error names the file and, where the format has lines, the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NoReturn
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from .errors import UserError
+
+CHUNK_BYTES = 16 * 2**20
+HEAD_BYTES = 2**20  # of a file, to find its columns in
+ROWS = 1000  # Python rows handed out at a time
+
+BOM = b"\xef\xbb\xbf"
+TEXT = "text"  # the one column of a text file
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data file and how it is read.
+
+    format: jsonl, json, csv, tsv, parquet, arrow or text; compression: gz, zst or None;
+    sample_by (of text alone): line, paragraph or document.
+    """
+
+    path: str
+    format: str
+    compression: str | None
+    sample_by: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a source: bytes [start, stop) of what can be cut at lines, row groups of
+    Parquet, record batches of Arrow; all bytes of what can't be cut."""
+
+    source: Source
+    start: int
+    stop: int
+
+
+def no_column(path: str, name: str, there: list[str]) -> UserError:
+    known = ", ".join(there) if there else "none"
+    return UserError(f"{path}: there is no column {name!r}; there are: {known}")
+
+
+def python_rows(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
+    for start in range(0, table.num_rows, ROWS):
+        yield table.slice(start, ROWS).to_pylist()
+
+
+# Bytes
+
+
+def decompressed(source: Source, file: BinaryIO) -> BinaryIO:
+    """A stream of what a compressed file holds; another file is itself."""
+    if source.compression is None:
+        return file
+    kind = {"gz": "gzip", "zst": "zstd"}[source.compression]
+    return pa.CompressedInputStream(pa.PythonFile(file, mode="r"), kind)
+
+
+def blocks(stream: BinaryIO, size: int | None = None) -> Iterator[bytes]:
+    while block := stream.read(size or CHUNK_BYTES):
+        yield block
+
+
+def chunks(found: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
+    """The same bytes, each chunk but the last one ending in a separator."""
+    held = bytearray()
+    for block in found:
+        searched = max(0, len(held) - len(separator) + 1)
+        held += block
+        last = held.rfind(separator, searched)
+        if last >= 0:
+            end = last + len(separator)
+            yield bytes(held[:end])
+            del held[:end]
+    if held:
+        yield bytes(held)
+
+
+def line_number(piece: Piece, before: int) -> int:
+    """The number, from 1, of the line of the file with `before` lines before it in the piece."""
+    left = piece.start
+    if left:
+        with open(piece.source.path, "rb") as file:
+            while left > 0 and (block := file.read(min(left, CHUNK_BYTES))):
+                before += block.count(b"\n")
+                left -= len(block)
+    return before + 1
+
+
+def checked(piece: Piece, before: int, chunk: bytes) -> bytes:
+    """The chunk, which has `before` lines before it in the piece, without the byte order
+    mark that a file may start with. Raises UserError where it is not UTF-8."""
+    if before == 0 and piece.start == 0:
+        chunk = chunk.removeprefix(BOM)
+    try:
+        _one_text(chunk).validate(full=True)
+    except pa.ArrowInvalid:
+        _raise_encoding(piece, before, chunk)
+    return chunk
+
+
+def _one_text(chunk: bytes) -> pa.LargeStringArray:
+    """One string of these bytes, neither copied nor checked."""
+    offsets = pa.array([0, len(chunk)], pa.int64()).buffers()[1]
+    return pa.LargeStringArray.from_buffers(1, offsets, pa.py_buffer(chunk))
+
+
+def _raise_encoding(piece: Piece, before: int, chunk: bytes) -> NoReturn:
+    try:
+        chunk.decode()
+    except UnicodeDecodeError as error:
+        start = chunk.rfind(b"\n", 0, error.start) + 1
+        line = line_number(piece, before + chunk.count(b"\n", 0, error.start))
+        raise UserError(
+            f"{piece.source.path}:{line}: invalid UTF-8: byte 0x{chunk[error.start]:02x}, number "
+            f"{error.start - start + 1} of the line; save the file as UTF-8"
+        ) from None
+    raise AssertionError("what is UTF-8 to one is none to the other")
+
+
+# Text
+
+
+def text_tables(piece: Piece, columns: list[str], stream: BinaryIO) -> Iterator[pa.Table]:
+    r"""Lines without their ends (empty ones too), paragraphs between empty lines, or the file.
+
+    Line ends are \n or \r\n; inside a paragraph or document each becomes \n.
+    """
+    for name in columns:
+        if name != TEXT:
+            raise no_column(piece.source.path, name, [TEXT])
+    separator = {"line": b"\n", "paragraph": b"\n\n"}.get(piece.source.sample_by)
+    found = _unix_lines(blocks(stream))
+    if separator is None:
+        data = checked(piece, 0, b"".join(found))
+        if data:
+            yield pa.table({TEXT: _one_text(data)})
+        return
+    before = 0
+    for chunk in chunks(found, separator):
+        texts = _one_text(checked(piece, before, chunk).removesuffix(b"\n"))
+        before += chunk.count(b"\n")
+        values = pc.split_pattern(texts, separator.decode()).flatten()
+        if separator == b"\n\n":
+            # All newlines around it go, so that it is the same wherever a file is cut.
+            values = pc.utf8_trim(values, "\n")
+            values = values.filter(pc.not_equal(values, ""))
+        if len(values):
+            yield pa.table({TEXT: values})
+
+
+def _unix_lines(found: Iterable[bytes]) -> Iterator[bytes]:
+    r"""The same text with each \r\n as \n, the way Python opens text files."""
+    held = b""
+    for block in found:
+        block = held + block
+        held = b"\r" if block.endswith(b"\r") else b""
+        yield block[: len(block) - len(held)].replace(b"\r\n", b"\n")
+    if held:
+        yield held
+
+
+# CSV
+
+
+def csv_columns(source: Source, stream: BinaryIO) -> list[str]:
+    head = checked(Piece(source, 0, 0), 0, _whole_lines(stream.read(HEAD_BYTES)))
+    rows = csv.reader(io.StringIO(head.decode(), newline=""), delimiter=_delimiter(source))
+    return next((row for row in rows if row), [])
+
+
+def _whole_lines(head: bytes) -> bytes:
+    return head[: head.rfind(b"\n") + 1] or head
+
+
+def _delimiter(source: Source) -> str:
+    return "\t" if source.format == "tsv" else ","
+
+
+def csv_tables(piece: Piece, columns: list[str], stream: BinaryIO) -> Iterator[pa.Table]:
+    """Every value as text: an empty one is "", and nothing stands for null."""
+    path = piece.source.path
+    try:
+        reader = pa.csv.open_csv(
+            stream if isinstance(stream, pa.NativeFile) else pa.PythonFile(stream, mode="r"),
+            pa.csv.ReadOptions(use_threads=False, block_size=CHUNK_BYTES),
+            pa.csv.ParseOptions(delimiter=_delimiter(piece.source), newlines_in_values=True),
+            pa.csv.ConvertOptions(
+                include_columns=columns,
+                column_types={name: pa.large_string() for name in columns},
+                strings_can_be_null=False,
+            ),
+        )
+        for batch in reader:
+            if batch.num_rows:
+                yield pa.Table.from_batches([batch])
+    except KeyError as error:
+        with open(path, "rb") as file:
+            there = csv_columns(piece.source, decompressed(piece.source, file))
+        for name in columns:
+            if name not in there:
+                raise no_column(path, name, there) from None
+        raise UserError(f"{path}: {error.args[0]}") from None
+    except pa.ArrowInvalid as error:
+        if "Empty CSV" in str(error):  # no line, or a header without a line end
+            return
+        if "straddling" in str(error):
+            raise UserError(
+                f'{path}: a row is longer than {CHUNK_BYTES // 2**20} MiB, or a quote (") is '
+                "never closed; mend it, or convert the file to JSON Lines or Parquet"
+            ) from None
+        _raise_csv(piece.source, error)
+
+
+def _raise_csv(source: Source, problem: Exception) -> NoReturn:
+    """Look for the line that is wrong, which pyarrow does not tell where rows span lines."""
+    csv.field_size_limit(2**31 - 1)
+    with open(source.path, "rb") as file:
+        lines = (line.decode(errors="surrogateescape") for line in _lines(source, file))
+        reader = csv.reader(lines, delimiter=_delimiter(source))
+        width, line = None, 1
+        for row in reader:
+            where = f"{source.path}:{line}"
+            line = reader.line_num + 1
+            if any("\udc80" <= sign <= "\udcff" for value in row for sign in value):
+                raise UserError(f"{where}: invalid UTF-8; save the file as UTF-8") from None
+            width = width or len(row)
+            if row and len(row) != width:
+                raise UserError(
+                    f"{where}: a row of {len(row)} values under a header of {width}; "
+                    'mend the row (a value with a comma, a quote or a line end stands in "…")'
+                ) from None
+    raise UserError(f"{source.path}: broken CSV: {problem}") from None
+
+
+def _lines(source: Source, file: BinaryIO) -> Iterator[bytes]:
+    for chunk in chunks(blocks(decompressed(source, file)), b"\n"):
+        yield from io.BytesIO(chunk)

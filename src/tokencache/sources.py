@@ -1,0 +1,319 @@
+"""Data files: finding them, their columns, and their pieces' digests and rows.
+
+What is read is checked against the digest that the plan has for it: no row of a file
+that changed meanwhile ends under the old file's key.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+from blake3 import blake3
+
+from . import readers, readers_arrow, readers_json
+from .errors import UserError
+from .files import KEY_DIGITS
+from .readers import TEXT, Piece, Source
+
+__all__ = ["Piece", "Source", "columns", "digest", "digest_of_units", "find", "read_rows",
+           "read_text", "units"]  # fmt: skip
+
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".txt": "text",
+    ".text": "text",
+}
+COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".zstd": "zst"}
+COLUMNAR = ("parquet", "arrow")
+
+# What `datasets` and this project write beside the data.
+NO_DATA = ("dataset_info.json", "dataset_dict.json", "state.json", "fetched.json", "cache-*.arrow")
+
+
+# Finding
+
+
+def find(
+    patterns: list[str], key: str, format: str = "auto", sample_by: str = "line"
+) -> list[list[Source]]:
+    """The sources that each pattern means, in its order: a file, a glob, or a folder.
+
+    A glob or a folder means all data files, those in its folders too, sorted by path,
+    without hidden files. Raises UserError that names the config key (`key`.number) where
+    that is nothing, or nothing that can be read.
+    """
+    found = []
+    for number, pattern in enumerate(patterns):
+        where = f"{key}.{number}"
+        paths = _paths(os.path.expanduser(pattern), where, format)
+        found.append([_source(path, where, format, sample_by) for path in paths])
+    return found
+
+
+def _paths(pattern: str, where: str, format: str) -> list[str]:
+    if os.path.isdir(pattern):
+        paths = _in_folder(pattern, format)
+        if not paths:
+            raise UserError(
+                f"{where}: the folder {pattern!r} has no data files ({_known()}); for files of "
+                "other names set format:"
+            )
+        return paths
+    if os.path.lexists(pattern):
+        return [pattern]
+    if not glob.has_magic(pattern):
+        raise UserError(f"{where}: there is no file or folder {pattern!r}; correct the path")
+    paths = []
+    for path in glob.glob(pattern, recursive=True):
+        if os.path.isdir(path):
+            paths += _in_folder(path, format)
+        elif _is_data(path):
+            paths.append(path)
+    if not paths:
+        raise UserError(f"{where}: nothing matches {pattern!r}; correct the pattern")
+    return sorted({os.path.normpath(path) for path in paths})
+
+
+def _in_folder(folder: str, format: str) -> list[str]:
+    """All its data files; where the format is given, files of any suffix."""
+    found, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in seen else [f for f in folders if not f.startswith(".")]
+        names = [] if real in seen else names
+        seen.add(real)
+        paths = [os.path.join(parent, name) for name in names]
+        known = [p for p in paths if format != "auto" or _named(p)[0]]
+        found += [path for path in known if _is_data(path)]
+    return sorted(os.path.normpath(path) for path in found)
+
+
+def _is_data(path: str) -> bool:
+    name = os.path.basename(path)
+    return not name.startswith(".") and not any(fnmatch.fnmatch(name, p) for p in NO_DATA)
+
+
+def _named(path: str) -> tuple[str | None, str | None]:
+    """Format and compression that a file's name tells."""
+    stem, suffix = os.path.splitext(path.lower())
+    compression = COMPRESSIONS.get(suffix)
+    if compression:
+        suffix = os.path.splitext(stem)[1]
+    return SUFFIXES.get(suffix), compression
+
+
+def _known() -> str:
+    return ", ".join(SUFFIXES) + ", those of text also with .gz or .zst"
+
+
+def _source(path: str, where: str, format: str, sample_by: str) -> Source:
+    named, compression = _named(path)
+    if format == "auto":
+        if named is None:
+            suffix = os.path.splitext(path)[1]
+            raise UserError(
+                f"{where}: {path}: {f'unknown suffix {suffix!r}' if suffix else 'no suffix'} "
+                f"(known: {_known()}); set format:"
+            )
+        format = named
+    elif format == "csv" and named == "tsv":
+        format = "tsv"
+    elif format not in SUFFIXES.values():
+        raise UserError(f"{where}: unknown format {format!r}; known: {_formats()}")
+    if compression and format in COLUMNAR:
+        raise UserError(f"{where}: {path}: {format} is read unpacked only; unpack the file")
+    if not os.path.isfile(path):
+        raise UserError(f"{where}: {path} is no file that can be read, or a link to nothing")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{where}: {path} can't be read: no permission; change its mode")
+    return Source(path, format, compression, sample_by)
+
+
+def _formats() -> str:
+    return ", ".join(dict.fromkeys(SUFFIXES.values()))
+
+
+# What a source has
+
+
+def columns(source: Source) -> list[str]:
+    """The columns of a source, in its order; none of an empty file.
+
+    Of JSON Lines they are those of the first MiB of rows. Raises UserError for a file
+    that is broken there.
+    """
+    with _named_errors(source):
+        if source.format == "text":
+            return [TEXT]
+        if os.stat(source.path).st_size == 0:
+            return []
+        if source.format in COLUMNAR:
+            return readers_arrow.columns(source)
+        with open(source.path, "rb") as file:
+            stream = readers.decompressed(source, file)
+            if source.format in ("csv", "tsv"):
+                return readers.csv_columns(source, stream)
+            return readers_json.columns(source, stream)
+
+
+def units(source: Source) -> list[tuple[int, str]]:
+    """(bytes, digest) of each row group or record batch. A unit that is put behind
+    others changes none of theirs."""
+    with _named_errors(source):
+        return readers_arrow.units(source)
+
+
+def digest_of_units(digests: list[str]) -> str:
+    return blake3("\n".join(digests).encode()).hexdigest()[:KEY_DIGITS]
+
+
+def digest(piece: Piece) -> str:
+    """The key of a piece: BLAKE3 of its bytes as they lie in the file, or of its units."""
+    with _named_errors(piece.source):
+        if piece.source.format in COLUMNAR:
+            found = readers_arrow.units(piece.source, piece.start, piece.stop)
+            return digest_of_units([unit for _, unit in found])
+        with open(piece.source.path, "rb") as file:
+            return _Hashed(file, piece).digest()
+
+
+# Reading
+
+
+def read_text(piece: Piece, columns: list[str], digest: str) -> Iterator[pa.Table]:
+    """The rows of a piece, in order, as tables of about 16 MiB of large_string columns.
+
+    Null stays null, and a key that a row of JSON lacks is null. Raises UserError for what
+    is no text, and, at the latest at the end, where the piece's bytes are not those of
+    `digest`: what was read is good only when the iterator has come to its end.
+    """
+    return _verified(piece, columns, digest, _tables)
+
+
+def read_rows(piece: Piece, columns: list[str], digest: str) -> Iterator[list[dict[str, Any]]]:
+    """The same rows as Python objects of any kind, in lists of at most 1000. A key that a
+    row of JSON lacks is absent. Raises as `read_text` does."""
+    return _verified(piece, columns, digest, _rows)
+
+
+def _tables(piece: Piece, columns: list[str], stream: BinaryIO | None) -> Iterator[pa.Table]:
+    match piece.source.format:
+        case "parquet" | "arrow":
+            return readers_arrow.tables(piece, columns)
+        case "jsonl" | "json":
+            return readers_json.tables(piece, columns, stream)
+        case "csv" | "tsv":
+            return readers.csv_tables(piece, columns, stream)
+        case _:
+            return readers.text_tables(piece, columns, stream)
+
+
+def _rows(piece: Piece, columns: list[str], stream: BinaryIO | None) -> Iterator[list[dict]]:
+    match piece.source.format:
+        case "parquet" | "arrow":
+            yield from readers_arrow.rows(piece, columns)
+        case "jsonl" | "json":
+            yield from readers_json.rows(piece, columns, stream)
+        case _:
+            for table in _tables(piece, columns, stream):
+                yield from readers.python_rows(table)
+
+
+def _verified(piece: Piece, columns: list[str], expected: str, read: Callable) -> Iterator[Any]:
+    """What `read` yields; an error where the piece is not, or not any more, what is expected."""
+    with _named_errors(piece.source):
+        before = _state(piece.source)
+        try:
+            if piece.source.format in COLUMNAR:
+                if digest(piece) != expected:
+                    raise _changed(piece.source)
+                yield from read(piece, columns, None)
+            else:
+                with open(piece.source.path, "rb") as file:
+                    hashed = _Hashed(file, piece)
+                    yield from read(piece, columns, readers.decompressed(piece.source, hashed))
+                    if hashed.digest() != expected:
+                        raise _changed(piece.source)
+        except (UserError, pa.ArrowException, OSError):
+            # What went wrong may have gone wrong because the file is another one now.
+            if _state(piece.source) != before or not _has_digest(piece, expected):
+                raise _changed(piece.source) from None
+            raise
+        if _state(piece.source) != before:
+            raise _changed(piece.source)
+
+
+def _has_digest(piece: Piece, expected: str) -> bool:
+    try:
+        return digest(piece) == expected
+    except UserError:
+        return False
+
+
+class _Hashed(io.RawIOBase):
+    """The bytes of a piece, hashed as they are read. The file must not be used meanwhile."""
+
+    def __init__(self, file: BinaryIO, piece: Piece) -> None:
+        self._file, self._hasher = file, blake3()
+        self._left = piece.stop - piece.start
+        file.seek(piece.start)
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        size = self._left if size < 0 else min(size, self._left)
+        data = self._file.read(size) if size else b""
+        self._left -= len(data)
+        self._hasher.update(data)
+        return data
+
+    def digest(self) -> str:
+        """The piece's digest, after what is left of it has been read too."""
+        for _ in readers.blocks(self):
+            pass
+        return self._hasher.hexdigest()[:KEY_DIGITS]
+
+
+def _state(source: Source) -> tuple[int, int, int]:
+    stat = os.stat(source.path)
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _changed(source: Source) -> UserError:
+    return UserError(
+        f"{source.path} changed while it was read (or after the plan was made); run snakemake again"
+    )
+
+
+@contextmanager
+def _named_errors(source: Source) -> Iterator[None]:
+    """Errors of the operating system and of unpacking, as the user's."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(
+            f"{source.path} is gone; put it back, or run snakemake again to plan without it"
+        ) from None
+    except OSError as error:
+        if error.errno is not None:
+            raise UserError(f"{source.path}: can't be read: {error.strerror}") from None
+        how = f"unpacked as {source.compression}" if source.compression else "read"
+        raise UserError(
+            f"{source.path}: can't be {how}: {error}; the file is broken or cut off: get it again"
+        ) from None
+    except pa.ArrowException as error:
+        raise UserError(f"{source.path}: can't be read as {source.format}: {error}") from None

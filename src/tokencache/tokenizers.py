@@ -1,0 +1,403 @@
+"""Tokenizers: what decides their ids, and a folder of files that gives just those ids.
+
+A tokenizer's ids are those of `AutoTokenizer.from_pretrained`. Where a class there builds
+something else than its tokenizer.json says, the class is right, for that is what users
+compare with; the materialized tokenizer.json then holds what the class built.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import Reference
+from .errors import UserError
+from .files import key_of, published, read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+FACTS_FILE = "facts.json"
+
+# The files of a folder that AutoTokenizer may look at; weights lie beside them.
+FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "config.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "chat_template.json",
+    "*.model", "*.tiktoken", "*.jinja", "additional_chat_templates/*.jinja", "*.py",
+)  # fmt: skip
+CONFIGURATION = {"config.json", "special_tokens_map.json", "tokenizer_config.json"}
+
+# Texts whose ids tell tokenizers apart, and one library's behaviour from the next one's.
+# They are part of every tokenizer's key: never change them.
+PROBE = (
+    "",
+    " ",
+    "a",
+    "The quick brown fox jumps over the lazy dog. Don't you think it's fine? WE'LL SEE, he'd say.",
+    "  two  leading spaces,   three inside,\ttabs\t\tand trailing   ",
+    "\n\nlines\r\nof\n \n several\n\n\n\nkinds\u2028here\x0b\x0c\x85.",
+    "0 12 345 6789 1234567890 3.14159 1,000,000 -42 1e-5 ½ ² ٣٤٥",
+    "Größe, café, cafe\u0301, Ångström \u212b, \ufb01ne, İstanbul, ẞ, naïve façade",
+    "Ελληνικά κείμενα, Русский текст, Ѐ",
+    "日本語のテキスト。中文文本，没有空格。한국어 문장입니다. \u110b\u1161\u11ab",
+    "שלום עולם, مرحبا بالعالم, नमस्ते दुनिया, สวัสดีชาวโลก, ሰላም ለዓለም",
+    "🙂 \U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f937\U0001f3fd\u200d\u2642\ufe0f 🇩🇪",
+    "\u200b\u200d\ufeff\u00ad\u00a0|\u3000|\u2003| \u00a0 ",
+    "def f(x: int) -> str:\n    return f'{x:>10}'  # comment\n\nif __name__ == 'a':\n\tf(1)\n",
+    "<html><body class='a'>&amp;</body></html> {\"key\": [1, null]} https://a.example/b?c=d#e \\n",
+    "control \x00\x01\x07\x1b[0m\x7f and \ufffd \U0010ffff \ue000",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa !!!!!!!! ........ -------- ========",
+    "x<s>y</s> <|endoftext|> [CLS] [SEP] [MASK] <unk> <pad> <|im_start|>user\nhi<|im_end|>\n",
+    "▁meta ▁▁space <0x0A><0xFF> Ġbyte ##piece @@ camelCase snake_case SCREAMING_CASE 's 'S",
+)
+PROBED_TOKENS = 512  # of the added ones, each inside a text
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the workflow must know of a tokenizer; plain JSON through `asdict`.
+
+    Every id is below `vocab_size`. `prefix` and `suffix` are the ids that the
+    post-processor puts around one document. `special_tokens` is the
+    special_tokens_map, without a pad token that was only lent. `notes` are said to
+    the user. `parts` are hashes of what the key is made of, by name.
+    """
+
+    key: str
+    vocab_size: int
+    prefix: list[int]
+    suffix: list[int]
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    special_tokens: dict[str, str]
+    chat_template: str | None
+    notes: list[str] = field(default_factory=list)
+    parts: dict[str, str] = field(default_factory=dict)
+
+
+def VERSIONS() -> dict[str, str]:
+    """The libraries that can change what a tokenizer's files mean."""
+    return {name: version(name) for name in ("transformers", "tokenizers")}
+
+
+def files_of(ref: Reference) -> list[Path]:
+    """The local files that a path reference consists of, sorted; weights are left out.
+
+    Raises UserError where there is no such path or no tokenizer in it.
+    """
+    path = Path(ref.path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"there is no file or folder {path}")
+    found = {file for pattern in FILES for file in path.glob(pattern) if file.is_file()}
+    if not {file.name for file in found if file.suffix not in (".py", ".jinja")} - CONFIGURATION:
+        raise UserError(f"the folder {path} holds no tokenizer: there is no tokenizer.json in it")
+    return sorted(found)
+
+
+def load(ref: Reference, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer that AutoTokenizer gives, as a fast one that pads and truncates right.
+
+    A slow tokenizer is converted. A missing pad token becomes eos. Raises UserError
+    where it can't be loaded or converted.
+    """
+    return _load(ref, trust_remote_code)[0]
+
+
+def describe(ref: Reference, trust_remote_code: bool = False) -> Facts:
+    """Load a tokenizer and find its facts; see `load` for errors."""
+    return _described(ref, trust_remote_code)[1]
+
+
+def materialize(ref: Reference, folder: Path, key: str, trust_remote_code: bool = False) -> None:
+    """Publish a folder with this tokenizer that gives the same ids wherever it is loaded.
+
+    Raises UserError where its key is not `key` any more, and where the folder would
+    not give the same ids.
+    """
+    tokenizer, found = _described(ref, trust_remote_code)
+    if found.key != key:
+        raise UserError(
+            f"the tokenizer {ref} has changed since the plan was made; run snakemake again"
+        )
+    with published(folder, folder=True) as made:
+        save(tokenizer, made, found)
+
+
+def save(tokenizer: PreTrainedTokenizerFast, folder: Path, facts: Facts) -> None:
+    """Write tokenizer.json, tokenizer_config.json and facts.json into a folder that is there.
+
+    Raises UserError where the folder, loaded again, gives other ids.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    _write(folder / "tokenizer_config.json", _configuration(tokenizer, facts))
+    _write(folder / FACTS_FILE, asdict(facts))
+    texts = probe(tokenizer)
+    wanted = _probe_ids(tokenizer, texts)
+    again = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    if _probe_ids(again, texts) != wanted:
+        raise UserError(
+            "the tokenizer gives other ids after it is saved and loaded again, so it can't "
+            "be used: its files don't hold all that its class does"
+        )
+
+
+def facts(folder: str | Path) -> Facts:
+    """The facts of a materialized or trained tokenizer. Raises UserError where it is missing."""
+    try:
+        return Facts(**read_json(Path(folder, FACTS_FILE)))
+    except FileNotFoundError:
+        raise UserError(
+            f"the tokenizer {folder} is missing: it was removed after the plan was made; "
+            "run snakemake again"
+        ) from None
+
+
+@lru_cache(maxsize=4)
+def opened(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a materialized folder, for encoding."""
+    return load(Reference(path=str(folder)))
+
+
+def facts_of(
+    tokenizer: PreTrainedTokenizerFast, content: Any = None, notes: Sequence[str] = ()
+) -> Facts:
+    """The facts of a tokenizer; its key is made of `content`, its tokenizer.json as parsed.
+
+    Without `content` (it was converted, or just made) the library's own serialization
+    stands for the file. Raises UserError for tokenizers that documents can't be cut by.
+    """
+    if content is None:
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+    if content.get("model", {}).get("dropout"):
+        raise UserError(
+            "its BPE dropout gives other ids every time; set dropout to null in tokenizer.json"
+        )
+    content = {k: v for k, v in content.items() if k not in ("truncation", "padding")}
+    special = dict(tokenizer.special_tokens_map)
+    notes, lent = list(notes), False
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        lent = True
+        notes.append(
+            f"no pad token: eos {tokenizer.eos_token!r} is used; rows are masked by length, "
+            "so a real eos stays in the loss"
+        )
+    elif tokenizer.pad_token is None:
+        notes.append("neither a pad nor an eos token")
+    ids = _probe_ids(tokenizer, probe(tokenizer))
+    prefix, suffix = _around(*ids)
+    parts = {
+        "tokenizer.json": key_of(content),
+        "special tokens": key_of([special, _added(tokenizer), tokenizer.split_special_tokens]),
+        "probe ids": key_of(ids),
+    }
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        others = ", ".join(sorted(set(template) - {"default"}))
+        notes.append(f"of several chat templates `default` is used; there are also: {others}")
+        template = template.get("default")
+    return Facts(
+        key=key_of(["tokenizer", parts]),
+        vocab_size=max([len(tokenizer), *(i + 1 for i in tokenizer.get_vocab().values())]),
+        prefix=prefix,
+        suffix=suffix,
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        pad_token=tokenizer.eos_token if lent else tokenizer.pad_token,
+        special_tokens=special,
+        chat_template=template,
+        notes=notes,
+        parts=parts,
+    )
+
+
+def _described(ref: Reference, trust_remote_code: bool) -> tuple[PreTrainedTokenizerFast, Facts]:
+    tokenizer, content, notes = _load(ref, trust_remote_code, lend=False)
+    found = facts_of(tokenizer, content, notes)
+    tokenizer.pad_token = found.pad_token
+    return tokenizer, found
+
+
+def _load(
+    ref: Reference, trust_remote_code: bool, lend: bool = True
+) -> tuple[PreTrainedTokenizerFast, Any, list[str]]:
+    """The tokenizer, its tokenizer.json as parsed (None where it has none), and notes."""
+    try:
+        loaded = _from_files(ref, trust_remote_code)
+        file = _tokenizer_json(ref)
+        content = None if file is None else read_json(file)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the libraries make of files that are no tokenizer
+        raise UserError(f"the tokenizer {ref} can't be loaded: {_reason(error)}") from None
+    notes: list[str] = []
+    tokenizer = _fast(loaded, notes)
+    if tokenizer is not loaded:
+        content = None
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    if tokenizer.truncation_side != "right":
+        notes.append(f"truncation_side {tokenizer.truncation_side}: documents are cut right")
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    if content is not None and _other_ids(tokenizer, file):
+        notes.append(
+            f"the ids are those of the class {type(tokenizer).__name__}, as AutoTokenizer gives "
+            "them; tokenizer.json alone gives others"
+        )
+    if lend and tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer, content, notes
+
+
+def _from_files(ref: Reference, trust_remote_code: bool) -> Any:
+    # Imported here: it takes a second, and most commands need no tokenizer.
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if ref.hub:
+        return AutoTokenizer.from_pretrained(
+            ref.hub, revision=ref.revision, trust_remote_code=trust_remote_code
+        )
+    files_of(ref)
+    if Path(ref.path).is_file():
+        return PreTrainedTokenizerFast(tokenizer_file=ref.path)
+    return AutoTokenizer.from_pretrained(
+        ref.path, local_files_only=True, trust_remote_code=trust_remote_code
+    )
+
+
+def _tokenizer_json(ref: Reference) -> str | None:
+    if ref.hub:
+        from transformers.utils import cached_file
+
+        return cached_file(
+            ref.hub,
+            "tokenizer.json",
+            revision=ref.revision,
+            _raise_exceptions_for_missing_entries=False,
+        )
+    path = Path(ref.path)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    return str(path) if path.is_file() else None
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[0] if lines else type(error).__name__
+    if "trust_remote_code" in str(error):
+        return "it needs code of its own: set trust_remote_code: true if you trust that code"
+    return said
+
+
+def _fast(tokenizer: Any, notes: list[str]) -> PreTrainedTokenizerFast:
+    """The tokenizer itself, or what a slow one converts to, if that gives the same ids."""
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import convert_slow_tokenizer
+
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        return tokenizer
+    name = type(tokenizer).__name__
+    try:
+        backend = convert_slow_tokenizer(tokenizer)
+    except Exception as error:  # converters fail in many ways
+        raise UserError(
+            f"it is a slow tokenizer ({name}) that can't be converted: {_reason(error)}; "
+            "give one with a tokenizer.json"
+        ) from None
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        chat_template=tokenizer.chat_template,
+        model_max_length=tokenizer.model_max_length,
+        **tokenizer.special_tokens_map,
+    )
+    if any(tokenizer(text)["input_ids"] != fast(text)["input_ids"] for text in probe(fast)):
+        raise UserError(
+            f"it is a slow tokenizer ({name}) whose conversion gives other ids; "
+            "give one with a tokenizer.json"
+        )
+    notes.append(f"slow tokenizer ({name}), converted")
+    return fast
+
+
+def _other_ids(tokenizer: PreTrainedTokenizerFast, file: str) -> bool:
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_file(file)
+    backend.no_truncation()
+    backend.no_padding()
+    return any(
+        backend.encode(text).ids != tokenizer.backend_tokenizer.encode(text).ids for text in PROBE
+    )
+
+
+def _added(tokenizer: PreTrainedTokenizerFast) -> list[list[Any]]:
+    """The tokens that are matched before the model sees the text, and how they match."""
+    found = sorted(tokenizer.added_tokens_decoder.items())
+    return [
+        [number, t.content, t.single_word, t.lstrip, t.rstrip, t.normalized, t.special]
+        for number, t in found
+    ]
+
+
+def probe(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """The fixed texts, and one for each token that is matched before the model."""
+    tokens = [token for _, token, *_ in _added(tokenizer)[:PROBED_TOKENS]]
+    return [*PROBE, *(f"a {token} b{token}{token}\n {token}C" for token in tokens)]
+
+
+def _probe_ids(
+    tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Ids of the texts with special tokens around them, and without."""
+    texts = list(texts)
+    with_specials = tokenizer(texts, add_special_tokens=True)["input_ids"]
+    return with_specials, tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def _around(whole: list[list[int]], content: list[list[int]]) -> tuple[list[int], list[int]]:
+    """The ids before and after the content, which must be the same for every text."""
+    pairs = list(zip(whole, content, strict=True))
+    longest, inside = max(pairs, key=lambda pair: len(pair[1]))
+    for start in range(len(longest) - len(inside) + 1):
+        prefix, suffix = longest[:start], longest[start + len(inside) :]
+        if all(w == prefix + c + suffix for w, c in pairs):
+            return prefix, suffix
+    raise UserError(
+        "its post-processor does more than to put the same special tokens around each "
+        "document, which caches can't be cut by; give one with TemplateProcessing"
+    )
+
+
+def _configuration(tokenizer: PreTrainedTokenizerFast, facts: Facts) -> dict[str, Any]:
+    """tokenizer_config.json: nothing in it makes a class build other ids than tokenizer.json."""
+    made: dict[str, Any] = {
+        # The name that transformers 4 and 5 both read as: tokenizer.json, as it is.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": bool(tokenizer.clean_up_tokenization_spaces),
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": tokenizer.model_max_length,
+        "padding_side": "right",
+        "truncation_side": "right",
+        **facts.special_tokens,
+    }
+    if facts.pad_token is not None:
+        made["pad_token"] = facts.pad_token
+    if tokenizer.split_special_tokens:
+        made["split_special_tokens"] = True
+    if tokenizer.chat_template is not None:
+        made["chat_template"] = tokenizer.chat_template
+    return made
+
+
+def _write(path: Path, value: Any) -> None:
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,186 @@
+"""What is stale, and which part of its key changed against the nearest one that is there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from . import inventory
+from .plan import Plan
+
+ROWS = 40  # of a table that a person reads; more and the fresh ones are only counted
+FRESH = "fresh"
+BEHAVIOUR = "library behaviour"
+
+
+def table(plan: Plan) -> str:
+    """For each (model, dataset, max_length): fresh, or why stale and how much work that is."""
+    rows = list(_rows(plan))
+    stale = [row for row in rows if row["cache"] != FRESH or row["training"] not in (FRESH, "")]
+    said = f"tokencache: {len(plan.caches)} caches and {len(plan.runs)} runs: "
+    if not stale:
+        return "\n".join([said + "all fresh", *_tokens_left(plan)])
+    said += f"{len(rows) - len(stale)} of {len(rows)} combinations fresh"
+    shown = rows if len(rows) <= ROWS else stale[:ROWS]
+    lines = [said, "", tabulate(shown, headers="keys", disable_numparse=True)]
+    if len(shown) < len(stale):
+        lines.append(f"… and {len(stale) - len(shown)} more stale ones")
+    return "\n".join([*lines, "", *_work(plan), *_notes(plan)])
+
+
+def _rows(plan: Plan) -> Iterator[dict[str, str]]:
+    run_of = {run["cache"]: path for path, run in plan.runs.items()}
+    for path, cache in plan.caches.items():
+        run = run_of.get(path)
+        yield {
+            "model": cache["model"],
+            "dataset": cache["dataset"],
+            "max_length": str(cache["max_length"]),
+            "cache": cache_reason(plan, path),
+            "training": run_reason(plan, run) if run else "",
+            "to tokenize": _amount(plan, plan.missing_of(cache["token_set"])) or "-",
+        }
+
+
+def cache_reason(plan: Plan, path: str) -> str:
+    """'fresh', 'new', or what changed against the nearest cache of the same name."""
+    if Path(path).exists():
+        return FRESH
+    planned = plan.provenance(path)
+    older = inventory.caches_of(plan.cache, planned["model"], planned["dataset"])
+    changed = [_cache_changes(old, planned) for old in older]
+    return _said(min(changed, key=len)) if changed else "new"
+
+
+def run_reason(plan: Plan, path: str) -> str:
+    """The same for a run, among the runs of the same length."""
+    if Path(path).exists():
+        return FRESH
+    planned = plan.runs[path]
+    older = inventory.runs_of(plan.results, planned["model"], planned["dataset"])
+    older = [run for run in older if run.get("max_length") == planned["max_length"]]
+    changed = [_run_changes(old, planned) for old in older]
+    return _said(min(changed, key=len)) if changed else "new"
+
+
+def _said(changes: list[str]) -> str:
+    return "stale: " + "; ".join(changes) if changes else f"stale: {BEHAVIOUR}"
+
+
+def _cache_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    found = []
+    if _keys(old["sources"]) != _keys(new["sources"]):
+        found.append("data: " + ", ".join(_files_changed(old["sources"], new["sources"])))
+    if old["tokenizer"]["key"] != new["tokenizer"]["key"]:
+        found.append(f"tokenizer: {_tokenizer_change(old['tokenizer'], new['tokenizer'])}")
+    found += _differences(old["recipe"], new["recipe"], "recipe: ")
+    found += _differences(old["settings"], new["settings"], "")
+    return found
+
+
+def _run_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    found = [] if old["cache_key"] == new["cache_key"] else ["its cache"]
+    found += _differences(old["training"], new["training"], "")
+    for name in ("weights", "architecture"):
+        if old[name] != new[name]:
+            found.append(name)
+    return found
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[str]:
+    found = []
+    for name in dict.fromkeys([*old, *new]):
+        before, after = old.get(name), new.get(name)
+        if before == after:
+            continue
+        if name == "version":
+            found.append(f"{BEHAVIOUR} ({prefix}version {before} → {after})")
+        elif len(f"{before}{after}") <= 40:
+            found.append(f"{prefix}{name} {before} → {after}")
+        else:
+            found.append(f"{prefix}{name}")
+    return found
+
+
+def _tokenizer_change(old: dict[str, Any], new: dict[str, Any]) -> str:
+    before, after = old.get("parts", {}), new.get("parts", {})
+    if not before or not after:
+        return "trained on other text or settings" if not after else "another one"
+    changed = [name for name in after if before.get(name) != after[name]]
+    return BEHAVIOUR if changed == ["probe"] else " and ".join(changed).replace("_", " ")
+
+
+def _keys(sources: dict[str, list[dict]]) -> dict[str, list[str]]:
+    return {
+        split: [shard["key"] for file in files for shard in file["shards"]]
+        for split, files in sources.items()
+    }
+
+
+def _files_changed(old: dict[str, list[dict]], new: dict[str, list[dict]]) -> Iterator[str]:
+    """'qa.jsonl (1 of 12 shards)', '+ b.jsonl', '- c.jsonl'; a renamed file is not named."""
+    for split in dict.fromkeys([*old, *new]):
+        before, after = _by_file(old.get(split, [])), _by_file(new.get(split, []))
+        there = Counter(key for keys in before.values() for key in keys)
+        told = False
+        for path, keys in after.items():
+            fresh = [key for key in keys if key not in there]
+            if fresh:
+                told = True
+                name = Path(path).name
+                yield (
+                    f"{name} ({len(fresh)} of {len(keys)} shards)"
+                    if path in before
+                    else f"+ {name}"
+                )
+        here = {key for keys in after.values() for key in keys}
+        for path, keys in before.items():
+            if path not in after and not here.intersection(keys):
+                told = True
+                yield f"- {Path(path).name}"
+        if not told and list(before.values()) != list(after.values()):
+            yield "rows taken out, or another order of files"
+
+
+def _by_file(files: list[dict]) -> dict[str, list[str]]:
+    return {file["path"]: [shard["key"] for shard in file["shards"]] for file in files}
+
+
+def _work(plan: Plan) -> Iterator[str]:
+    trained = [f for f, t in plan.tokenizers.items() if "training" in t and not Path(f).exists()]
+    fetched = [f for f in plan.fetches if not Path(f).exists()]
+    if fetched:
+        yield f"to fetch: {len(fetched)} splits of hub data sets"
+    if trained:
+        yield f"to train: {len(trained)} tokenizers"
+    yield from _tokens_left(plan)
+    caches = sum(not Path(path).exists() for path in plan.caches)
+    runs = sum(not Path(path).exists() for path in plan.runs)
+    yield f"to pack: {caches} caches; to train: {runs} models"
+
+
+def _tokens_left(plan: Plan) -> list[str]:
+    missing = [key for batch in plan.batches.values() for key in batch["tokens"]]
+    if not missing:
+        return []
+    return [f"to tokenize: {_amount(plan, missing)} in {len(plan.batches)} jobs"]
+
+
+def _amount(plan: Plan, tokens: list[str]) -> str:
+    """'3 shards, 12.4 MB', or '' for none."""
+    if not tokens:
+        return ""
+    sizes = [plan.shard_of(key)["bytes"] for key in tokens]
+    known = "" if None in sizes else f", {sum(sizes) / 1e6:,.1f} MB"
+    return f"{len(tokens)} shard{'s' if len(tokens) > 1 else ''}{known}"
+
+
+def _notes(plan: Plan) -> Iterator[str]:
+    """What a user should know of a tokenizer that is about to be used."""
+    for cache in {c["tokenizer"]: c for c in plan.caches.values()}.values():
+        for note in plan.tokenizers[cache["tokenizer"]]["facts"]["notes"]:
+            yield f"note: {cache['model']}: {note}"

@@ -1,0 +1,140 @@
+"""Models that fit their cache, and clear refusals of those that do not."""
+
+import os
+
+import pytest
+import torch
+from training import (
+    EOS,
+    MAX_LENGTH,
+    SIZE,
+    documents,
+    loss_alone,
+    make_cache,
+    make_run,
+    make_tokenizer,
+    records,
+    refused,
+    trained,
+)
+from transformers import AutoModelForCausalLM
+
+from tokencache import models
+from tokencache.collate import Collator
+from tokencache.errors import UserError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads cost such small models more than they give, and may change the last digits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return make_cache(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def packed_cache(tmp_path_factory):
+    return make_cache(tmp_path_factory.mktemp("packed"), packed=True)
+
+
+FAMILIES = {"llama": {}, "qwen2": {}, "mistral": {"sliding_window": 8}}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_rows_keep_documents_apart(family, packed_cache, tokenizer, tmp_path, capsys):
+    architecture = {"model_type": family, **FAMILIES[family]}
+    run = make_run(packed_cache, tokenizer, architecture=architecture, max_steps=3)
+    out = trained(run, tmp_path)
+    assert "documents are kept apart" in capsys.readouterr().err
+    # The packed validation loss is that of the documents on their own.
+    model = AutoModelForCausalLM.from_pretrained(out)
+    alone = loss_alone(model, documents(9, 2))
+    assert alone == pytest.approx(records(out)[-1]["validation_loss"], rel=1e-5)
+
+
+def test_a_model_that_mixes_packed_documents_is_refused(
+    packed_cache, tokenizer, tmp_path, monkeypatch
+):
+    load = models.load
+
+    def deaf(*args):
+        model = load(*args)
+        forward = model.forward
+        model.forward = lambda position_ids=None, **more: forward(**more)
+        return model
+
+    monkeypatch.setattr(models, "load", deaf)
+    message = refused(make_run(packed_cache, tokenizer), tmp_path)
+    assert "does not keep documents apart" in message and "packing: none" in message
+
+
+def test_the_check_of_packing_sees_the_mask_that_spoils_it(packed_cache, tokenizer):
+    class WithMask(Collator):
+        def __call__(self, rows):
+            batch = super().__call__(rows)
+            return batch | {"attention_mask": torch.ones_like(batch["input_ids"])}
+
+    run = make_run(packed_cache, tokenizer)
+    vocab = models.vocabulary(tokenizer)
+    model = models.load(run, vocab)
+    assert models.check_packing(model, run, Collator(vocab.pad, MAX_LENGTH, True)) < 1e-4
+    with pytest.raises(UserError, match="packing: none"):
+        models.check_packing(model, run, WithMask(vocab.pad, MAX_LENGTH, True))
+
+
+def test_weights_that_do_not_fit(cache, tokenizer, tmp_path):
+    weights = tmp_path / "weights"
+    run = make_run(cache, tokenizer)
+    models.load(run, models.vocabulary(tokenizer)).save_pretrained(weights)
+    run = make_run(cache, tokenizer, weights=weights) | {"max_length": 4096}
+    assert "more than the 2048 positions" in refused(run, tmp_path / "long")
+
+    small = tmp_path / "small"
+    vocab = models.Vocabulary(50, None, EOS, EOS)
+    models.load(make_run(cache, tokenizer), vocab).save_pretrained(small)
+    message = refused(make_run(cache, tokenizer, weights=small), tmp_path / "vocabulary")
+    assert f"50 embeddings, fewer than the tokenizer's {SIZE} tokens" in message
+
+    os.rename(small / "model.safetensors", small / "pytorch_model.bin")
+    message = refused(make_run(cache, tokenizer, weights=small), tmp_path / "pickle")
+    assert "pickle (pytorch_model.bin), which can run any code" in message
+
+    run = make_run(cache, tokenizer, weights=tmp_path / "nowhere")
+    assert "models.small.weights" in refused(run, tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ({"model_type": "lama"}, r"\.model_type: transformers knows no 'lama'; did you mean"),
+        ({"hidden_sizee": 3}, r"\.hidden_sizee: llama has no such key; did you mean 'hidden_size'"),
+        ({"hidden_size": "x"}, ": .*hidden_size"),
+        ({"num_attention_heads": 5}, ": .*number of attention heads"),
+        ({"vocab_size": 50}, rf"\.vocab_size: 50 is too small, the tokenizer has {SIZE} tokens"),
+        ({"max_position_embeddings": 16}, r"\.max_position_embeddings: 16 is less than max_length"),
+    ],
+)
+def test_architectures_that_cannot_be(architecture, message, cache, tokenizer, tmp_path):
+    run = make_run(cache, tokenizer, architecture=architecture)
+    with pytest.raises(UserError, match=r"models\.small\.architecture" + message):
+        trained(run, tmp_path)
+
+
+def test_positions_grow_with_max_length(cache, tokenizer):
+    run = make_run(cache, tokenizer) | {"max_length": 4096}
+    vocab = models.vocabulary(tokenizer)
+    assert models.load(run, vocab).config.max_position_embeddings == 4096
+    gpt2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2}
+    model = models.load(run | {"architecture": gpt2}, vocab)
+    assert model.transformer.wpe.weight.shape == (4096, 32)

@@ -1,0 +1,228 @@
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datafiles import (
+    fails,
+    jsonl,
+    packed,
+    pieces,
+    source,
+    write,
+    write_arrow,
+    write_columnar,
+)
+
+from tokencache import sources
+from tokencache.sources import Piece
+
+# Digests
+
+
+@pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
+def test_units_say_nothing_of_where_they_lie(tmp_path, kind):
+    suffix = ".parquet" if kind == "parquet" else ".arrow"
+    texts = [f"text {i}" for i in range(40)]
+
+    def units(name, texts):
+        parts = [texts[i : i + 10] for i in range(0, len(texts), 10)]
+        table = pa.concat_tables(pa.table({"text": part, "n": part}) for part in parts)
+        table = table.replace_schema_metadata({"made": name})
+        found = source(write_columnar(tmp_path / f"{name}{suffix}", kind, table, 10))
+        return found, sources.units(found)
+
+    found, base = units("base", texts)
+    _, longer = units("longer", [*texts, *["more"] * 10])
+    _, first = units("first", [*["new"] * 10, *texts])
+    _, edited = units("edited", [*texts[:15], "other", *texts[16:]])
+    assert len(base) == len({digest for _, digest in base}) == 4
+    assert longer[:4] == base and first[1:] == base
+    assert [a == b for a, b in zip(base, edited, strict=True)] == [True, False, True, True]
+    for start, stop in ((0, 4), (1, 3), (3, 4), (0, 0)):
+        digests = [digest for _, digest in base[start:stop]]
+        assert sources.digest(Piece(found, start, stop)) == sources.digest_of_units(digests)
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_a_dictionary_belongs_to_its_batches(tmp_path, kind):
+    digests = []
+    for values in (["a", "b"], ["a", "c"]):
+        column = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0]), pa.array(values))
+        path = write_arrow(
+            tmp_path / f"{values}.arrow", pa.table({"t": column}), 2, kind == "stream"
+        )
+        digests.append([digest for _, digest in sources.units(source(path))])
+    assert set(digests[0]).isdisjoint(digests[1])
+
+
+def test_the_schema_belongs_to_a_unit(tmp_path):
+    digests = set()
+    for number, name in enumerate(("a", "b")):
+        for kind, suffix in (("parquet", ".parquet"), ("file", ".arrow")):
+            path = write_columnar(tmp_path / f"{number}{suffix}", kind, pa.table({name: ["x"]}), 1)
+            digests.update(digest for _, digest in sources.units(source(path)))
+    assert len(digests) == 4
+
+
+# A file that changes
+
+
+KINDS = ["a.jsonl", "a.json", "a.csv", "a.txt", "a.jsonl.gz", "a.parquet", "a.arrow"]
+
+
+def make(path, texts):
+    table = pa.table({"text": texts})
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=100)
+    elif path.suffix == ".arrow":
+        write_arrow(path, table, 100)
+    elif path.suffix == ".json":
+        write(path, json.dumps(table.to_pylist()))
+    elif path.suffix in (".csv", ".txt"):
+        write(path, "text\n" + "\n".join(texts) + "\n")
+    else:
+        data = jsonl(texts).encode()
+        write(path, packed(data, path.suffix))
+    return source(path)
+
+
+@pytest.mark.parametrize("read", [sources.read_text, sources.read_rows])
+@pytest.mark.parametrize("name", KINDS)
+def test_other_bytes_than_planned_are_refused(tmp_path, name, read):
+    found = make(tmp_path / name, ["one", "two"] * 200)
+    [(piece, key)] = pieces(found)
+    assert sources.digest(piece) == key
+    list(read(piece, ["text"], key))
+    make(tmp_path / name, ["one", "twi"] * 200)
+    fails(lambda: list(read(piece, ["text"], key)), found.path, "changed while", "run snakemake")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_change_while_reading_is_noticed(tmp_path, name):
+    found = make(tmp_path / name, ["one", "two"] * 2000)
+    [(piece, key)] = pieces(found)
+    reading = sources.read_text(piece, ["text"], key)
+    next(reading)
+    os.utime(found.path, ns=(0, 0))
+    fails(lambda: list(reading), found.path, "changed while it was read")
+    reading = sources.read_rows(piece, ["text"], key)
+    next(reading)
+    os.unlink(found.path)
+    fails(lambda: list(reading), found.path, "is gone")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_broke_with_the_change_is_called_a_change(tmp_path, name):
+    found = make(tmp_path / name, ["one", "two"] * 200)
+    [(piece, key)] = pieces(found)
+    write(tmp_path / name, b'{"text": \xff')
+    fails(lambda: list(sources.read_text(piece, ["text"], key)), found.path, "changed while")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_that_is_gone_is_named(tmp_path, name):
+    found = make(tmp_path / name, ["one"])
+    [(piece, key)] = pieces(found)
+    os.unlink(found.path)
+    for run in (
+        lambda: list(sources.read_text(piece, ["text"], key)),
+        lambda: list(sources.read_rows(piece, ["text"], key)),
+        lambda: sources.digest(piece),
+    ):
+        fails(run, found.path, "is gone")
+
+
+# Finding
+
+
+def names(groups, root):
+    return [[os.path.relpath(s.path, root) for s in group] for group in groups]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.jsonl", "a.JSONL", "sub/c.csv.gz", "sub/deep/d.tsv", "e.txt.zst", "f.parquet"):
+        write(tmp_path / name, "x")
+    for name in (
+        ".hidden.jsonl", ".git/x.json", "README.md", "dataset_info.json", "sub/state.json",
+        "dataset_dict.json", "cache-0a1b.arrow", "fetched.json", "sub/.x/y.jsonl",
+    ):  # fmt: skip
+        write(tmp_path / name, "x")
+    return tmp_path
+
+
+def test_a_folder_means_its_data_files(folder):
+    groups = sources.find([str(folder)], "files")
+    assert names(groups, folder) == [
+        ["a.JSONL", "b.jsonl", "e.txt.zst", "f.parquet", "sub/c.csv.gz", "sub/deep/d.tsv"]
+    ]
+    facts = [(s.format, s.compression) for s in groups[0]]
+    assert facts == [
+        ("jsonl", None), ("jsonl", None), ("text", "zst"), ("parquet", None), ("csv", "gz"),
+        ("tsv", None),
+    ]  # fmt: skip
+
+
+def test_patterns_stay_in_their_order(folder):
+    given = ["b.jsonl", "*.jsonl", "**/*.csv*", "sub", "s*"]
+    groups = sources.find([str(folder / g) for g in given], "files")
+    assert names(groups, folder) == [
+        ["b.jsonl"],
+        ["b.jsonl"],
+        ["sub/c.csv.gz"],
+        ["sub/c.csv.gz", "sub/deep/d.tsv"],
+        ["sub/c.csv.gz", "sub/deep/d.tsv"],
+    ]
+
+
+def test_links_in_a_circle_end(folder):
+    (folder / "sub" / "loop").symlink_to(folder)
+    assert len(sources.find([str(folder)], "files")[0]) == 6
+
+
+def test_a_file_named_like_a_pattern_is_itself(tmp_path):
+    path = write(tmp_path / "a[1].jsonl", "{}")
+    assert source(path).path == path
+
+
+def test_a_format_that_is_set_holds_for_any_suffix(tmp_path):
+    path = write(tmp_path / "page.md", "# x")
+    assert source(path, "text").format == "text"
+    assert source(tmp_path, "text").path == path
+    assert source(write(tmp_path / "a.tsv", "x"), "csv").format == "tsv"
+    assert source(write(tmp_path / "a.gz", "x"), "jsonl").compression == "gz"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "format", "said"),
+    [
+        ("none.jsonl", "auto", ["there is no file or folder"]),
+        ("*.none", "auto", ["nothing matches", "correct the pattern"]),
+        ("a.xyz", "auto", ["unknown suffix '.xyz'", ".parquet", "set format:"]),
+        ("plain", "auto", ["no suffix", "set format:"]),
+        ("empty", "auto", ["has no data files", ".jsonl", "set format:"]),
+        ("b.parquet.gz", "auto", ["parquet is read unpacked only", "unpack"]),
+        ("a.xyz", "folder", ["unknown format 'folder'", "known: jsonl, json, csv"]),
+        ("dangling.jsonl", "auto", ["dangling.jsonl is no file", "link to nothing"]),
+        ("pipe.jsonl", "auto", ["is no file that can be read"]),
+    ],
+)
+def test_what_can_not_be_found_names_the_key(tmp_path, pattern, format, said):
+    for name in ("ok.jsonl", "a.xyz", "plain", "b.parquet.gz"):
+        write(tmp_path / name, "x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "dangling.jsonl").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    patterns = [str(tmp_path / "ok.jsonl"), str(tmp_path / pattern)]
+    if format != "auto":
+        patterns[0] = patterns[1]
+    key = f"datasets.qa.files.{0 if format != 'auto' else 1}: "
+    fails(lambda: sources.find(patterns, "datasets.qa.files", format), key, *said)
+
+
+def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.jsonl", "{}")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    fails(lambda: source(path), "files.0", path, "no permission")

@@ -1,0 +1,288 @@
+"""Training runs on small caches: exact losses, resumed to the byte, clear refusals."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from safetensors import SafetensorError
+from training import (
+    EOS,
+    SIZE,
+    SOURCES,
+    deterministic,
+    documents,
+    loss_alone,
+    make_cache,
+    make_run,
+    make_split,
+    make_tokenizer,
+    records,
+    refused,
+    trained,
+)
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+)
+
+from tokencache import checkpoints as saved
+from tokencache import models
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads cost such small models more than they give, and may change the last digits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return make_cache(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def first(cache, tokenizer, tmp_path_factory):
+    """One undisturbed run, two epochs with a checkpoint every five steps."""
+    run = make_run(cache, tokenizer, num_train_epochs=2, save_steps=5)
+    return run, trained(run, tmp_path_factory.mktemp("first"))
+
+
+def test_results(first):
+    run, out = first
+    found = records(out)
+    validation = [r for r in found if "validation_loss" in r]
+    training = [r for r in found if "loss" in r]
+    assert [r["step"] for r in validation] == [0, 12, 24]
+    assert [r["step"] for r in training] == [1, 4, 5, 8, 10, 12, 15, 16, 20, 24]
+    assert validation[-1]["validation_loss"] < validation[0]["validation_loss"] - 0.5
+    assert training[0]["perplexity"] == pytest.approx(math.exp(training[0]["loss"]))
+    assert all(r["tokens_per_second"] > 0 and r["grad_norm"] > 0 for r in training)
+    tokens = sum(map(len, documents(48, 1)))
+    assert training[-1]["tokens"] == 2 * tokens and training[-1]["documents"] == 96
+    facts = json.loads((out / "run.json").read_text())
+    assert facts["sane"] and facts["ln_vocab"] == pytest.approx(math.log(SIZE))
+    assert facts["first_loss"] == training[0]["loss"]
+    assert facts["validation_loss"] == validation[-1]["validation_loss"]
+    assert facts["made_of"]["cache"] == run["cache_key"] and facts["steps"] == 24
+    assert (out / "loss.svg").read_text().startswith("<?xml")
+    assert not (out.parent / ".out.checkpoints").exists()
+
+
+def test_results_load_and_give_the_validation_loss_that_was_told(first):
+    out = first[1]
+    model, fast = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    assert model.config.use_cache and len(fast) == SIZE
+    assert model.config.eos_token_id == model.generation_config.eos_token_id == EOS
+    alone = loss_alone(model, documents(9, 2))
+    assert alone == pytest.approx(records(out)[-1]["validation_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("fine_tuned", [False, True])
+def test_the_embedding_of_an_eos_that_is_pad_too_is_trained(fine_tuned, first, tokenizer, tmp_path):
+    # Only an eos with something after it is an input that a loss depends on.
+    inside = [[5, 6, EOS, 7, 8, EOS, 9]] * 8
+    columns = make_split(inside, packed=False)
+    DatasetDict({"train": Dataset.from_dict(columns)}).save_to_disk(tmp_path / "cache")
+    (tmp_path / "cache" / "cache.json").write_text(json.dumps({"key": "c" * 32}))
+    weights = first[1] if fine_tuned else None
+    run = make_run(tmp_path / "cache", tokenizer, weights=weights, max_steps=2)
+    before = models.load(run, models.vocabulary(tokenizer)).get_input_embeddings().weight[EOS]
+    model = AutoModelForCausalLM.from_pretrained(trained(run, tmp_path))
+    assert model.config.pad_token_id == EOS
+    after = model.get_input_embeddings().weight[EOS]
+    assert before.abs().max() > 0
+    assert (after - before).abs().max() > 1e-4
+
+
+def test_same_seed_same_bytes_and_other_seed_others(first, tmp_path):
+    run, out = first
+    again = trained(run, tmp_path / "again")
+    assert deterministic(again) == deterministic(out)
+    other = run | {"training": run["training"] | {"seed": 7, "max_steps": 2}}
+    weights = trained(other, tmp_path / "other") / "model.safetensors"
+    assert weights.read_bytes() != (out / "model.safetensors").read_bytes()
+
+
+CHILD = """
+import json, sys
+from pathlib import Path
+from tokencache import train
+train.train(json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+"""
+
+
+def test_killed_run_goes_on_to_the_same_bytes(cache, tokenizer, tmp_path):
+    # Dropout makes the result depend on the state of the random numbers as well.
+    architecture = {"attention_dropout": 0.1}
+    run = make_run(
+        cache, tokenizer, None, architecture, num_train_epochs=12, save_steps=7, eval_steps=30,
+        gradient_accumulation_steps=2,
+    )  # fmt: skip
+    undisturbed = trained(run, tmp_path / "undisturbed")
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    out, checkpoints = folder / "out", folder / ".out.checkpoints"
+    environment = os.environ | {"PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", CHILD, json.dumps(run), str(out), str(checkpoints)]
+    child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(checkpoints.glob("checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL and not out.exists()
+    # What a kill in the middle of a save leaves, and a checkpoint that lost some bytes.
+    (checkpoints / ".checkpoint-999.x.tmp").mkdir()
+    (checkpoints / "checkpoint-999").mkdir()
+    trained(run, folder)
+    assert deterministic(out) == deterministic(undisturbed)
+    assert json.loads((out / "timing.json").read_text())["resumed_from_step"] >= 7
+
+
+def stop_at(monkeypatch, step):
+    """Make a run fail after the checkpoint of this step."""
+    rotate = saved.rotate
+
+    def rotate_and_stop(folder, limit):
+        rotate(folder, limit)
+        if Path(folder, f"checkpoint-{step}").exists():
+            raise InterruptedError
+
+    monkeypatch.setattr(saved, "rotate", rotate_and_stop)
+
+
+@pytest.mark.parametrize("step", [10, 12, 24])
+def test_resumed_anywhere(first, tmp_path, monkeypatch, step):
+    # In the middle of an epoch, at the end of one, and when only the results are missing.
+    run, out = first
+    every = {10: 5, 12: 12, 24: 5}[step]
+    run = run | {"training": run["training"] | {"save_steps": every}}
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        stop_at(patch, step)
+        trained(run, tmp_path)
+    assert (
+        json.loads((trained(run, tmp_path) / "timing.json").read_text())["resumed_from_step"]
+        == step
+    )
+    weights = "model.safetensors"
+    assert (tmp_path / "out" / weights).read_bytes() == (out / weights).read_bytes()
+    steps = [(r["step"], "loss" in r) for r in records(tmp_path / "out")]
+    assert steps == sorted(set(steps), key=lambda s: (s[0], not s[1]))
+
+
+def test_a_damaged_checkpoint_is_not_used(first, tmp_path, monkeypatch):
+    run, out = first
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        stop_at(patch, 10)
+        trained(run, tmp_path)
+    damaged = tmp_path / ".out.checkpoints" / "checkpoint-10" / "optimizer.pt"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    assert deterministic(trained(run, tmp_path)) == deterministic(out)
+    assert json.loads((tmp_path / "out" / "timing.json").read_text())["resumed_from_step"] == 5
+    assert saved.newest(tmp_path / "nothing", run["key"]) is None
+
+
+@pytest.mark.parametrize("own_loss", [False, True])
+def test_accumulated_batches_weigh_tokens(own_loss, cache, tokenizer, tmp_path, monkeypatch):
+    if own_loss:  # as for a model whose loss is a mean over the batch
+        monkeypatch.setattr(LlamaForCausalLM, "accepts_loss_kwargs", False, raising=False)
+    losses = []
+    for batch, accumulation in ((8, 1), (4, 2), (1, 8)):
+        run = make_run(
+            cache, tokenizer, per_device_train_batch_size=batch, max_steps=4, logging_steps=1,
+            gradient_accumulation_steps=accumulation,
+        )  # fmt: skip
+        out = trained(run, tmp_path / str(batch))
+        losses.append([r["loss"] for r in records(out) if "loss" in r])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_no_validation_split(tokenizer, tmp_path, capsys):
+    cache = make_cache(tmp_path / "cache", validation=0)
+    out = trained(make_run(cache, tokenizer, max_steps=2), tmp_path)
+    facts = json.loads((out / "run.json").read_text())
+    assert facts["validation_loss"] is None and facts["rows"] == {"train": 48}
+    assert all("loss" in record for record in records(out))
+    assert "no validation loss" in capsys.readouterr().err
+
+
+def test_the_log_is_plain_lines(cache, tokenizer, tmp_path, capfd):
+    trained(make_run(cache, tokenizer, max_steps=4), tmp_path)
+    printed, said = capfd.readouterr()
+    assert printed == ""
+    for part in ("device ", "float32", "attention sdpa", "threads", "train: 48 rows", "steps 4"):
+        assert part in said
+    assert "step 4/4  loss " in said and "{" not in said and "%" not in said
+
+
+def test_fine_tuning_goes_on_from_the_weights(first, cache, tokenizer, tmp_path):
+    run = make_run(cache, tokenizer, weights=first[1], max_steps=2, gradient_checkpointing=True)
+    found = records(trained(run, tmp_path))
+    assert found[0]["validation_loss"] == records(first[1])[-1]["validation_loss"]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["sane"]
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        ("torch.save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos")),
+        ("torch.save", OSError(28, "No space left on device")),
+        (
+            "transformers.modeling_utils.safe_save_file",
+            SafetensorError("I/O error: No space left on device (os error 28)"),
+        ),
+    ],
+)
+def test_a_full_disk(function, error, cache, tokenizer, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(function, fail)
+    assert "disk is" in refused(make_run(cache, tokenizer, save_steps=2), tmp_path)
+    assert [f.name for f in (tmp_path / ".out.checkpoints").iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(cache, tokenizer, tmp_path):
+    run = make_run(cache, tokenizer, learning_rate=1e30, warmup_ratio=0, max_grad_norm=0)
+    message = refused(run, tmp_path)
+    assert "so the training is stopped; a lower training.learning_rate" in message
+
+
+def test_a_first_loss_that_is_off_is_said(cache, tokenizer, tmp_path, capsys):
+    run = make_run(cache, tokenizer, architecture={"initializer_range": 0.9}, max_steps=1)
+    out = trained(run, tmp_path)
+    assert not json.loads((out / "run.json").read_text())["sane"]
+    assert "WARNING: first loss" in capsys.readouterr().err
+
+
+def test_another_cache_than_the_planned_one(cache, tokenizer, tmp_path):
+    run = make_run(cache, tokenizer) | {"cache_key": "d" * 32}
+    assert "but the plan is for dddd" in refused(run, tmp_path)
+    assert "can't be read" in refused(run | {"cache": str(tmp_path)}, tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_precision_on_a_cpu(cache, tokenizer, tmp_path):
+    run = make_run(cache, tokenizer, precision="float16")
+    assert "float16 needs a GPU" in refused(run, tmp_path)
+    out = trained(make_run(cache, tokenizer, precision="bfloat16", max_steps=1), tmp_path)
+    assert json.loads((out / "run.json").read_text())["precision"] == "bfloat16"

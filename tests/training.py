@@ -1,0 +1,147 @@
+"""Small tokenizers, caches and runs of the plan for the tests of training."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict, Features, List, Value
+from transformers import (
+    PreTrainedTokenizerFast,
+)
+
+from tokencache import tokenizers, train
+from tokencache.collate import IGNORED
+from tokencache.config import Training
+from tokencache.errors import UserError
+
+SIZE = 96  # tokens in the vocabulary
+EOS = 1
+MAX_LENGTH = 32
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+}
+SOURCES = Path(train.__file__).parents[1]
+
+
+def make_tokenizer(folder):
+    """A folder with a tokenizer that has no pad token: eos is used."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    names = ["<unk>", "</s>", *(f"w{n}" for n in range(SIZE - 2))]
+    backend = Tokenizer(models.WordLevel({name: n for n, name in enumerate(names)}, "<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+    fast.pad_token = "</s>"
+    folder.mkdir()
+    tokenizers.save(fast, folder, tokenizers.facts_of(fast))
+    return folder
+
+
+def documents(count, seed):
+    """Documents that count up from a random token, so that there is something to learn."""
+    random = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        start, length = random.integers(2, SIZE), random.integers(2, 14)
+        found.append([*((start + np.arange(length)) % (SIZE - 2) + 2).tolist(), EOS])
+    return found
+
+
+def make_split(found, packed):
+    if not packed:
+        return {"input_ids": found, "labels": found}
+    rows = {"input_ids": [], "labels": [], "position_ids": [], "seq_lengths": []}
+    for at in range(0, len(found), 2):
+        pair = found[at : at + 2]
+        rows["input_ids"].append([token for d in pair for token in d])
+        rows["labels"].append([t for d in pair for t in [IGNORED, *d[1:]]])
+        rows["position_ids"].append([n for d in pair for n in range(len(d))])
+        rows["seq_lengths"].append([len(d) for d in pair])
+    return rows
+
+
+def make_cache(folder, packed=False, rows=48, validation=9):
+    splits = {"train": documents(rows, 1), "validation": documents(validation, 2)}
+    types = {"input_ids": "uint16"}
+    made = {}
+    for name, found in splits.items():
+        if found:
+            columns = make_split(found, packed)
+            features = Features({c: List(Value(types.get(c, "int32"))) for c in columns})
+            made[name] = Dataset.from_dict(columns, features=features)
+    DatasetDict(made).save_to_disk(folder)
+    (folder / "cache.json").write_text(json.dumps({"key": "c" * 32}))
+    return folder
+
+
+def make_run(cache, tokenizer, weights=None, architecture=None, **training):
+    defaults = {
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 4,
+        "warmup_ratio": 0.1,
+    }
+    if weights is None:
+        architecture = {"model_type": "llama", **TINY, **(architecture or {})}
+    else:
+        weights = {"path": str(weights), "hub": None, "revision": None}
+    return {
+        "key": "a" * 32,
+        "model": "small",
+        "dataset": "texts",
+        "max_length": MAX_LENGTH,
+        "cache": str(cache),
+        "cache_key": "c" * 32,
+        "tokenizer": str(tokenizer),
+        "weights": weights,
+        "architecture": architecture,
+        "trust_remote_code": False,
+        "training": Training(**(defaults | training)).model_dump(),
+    }
+
+
+def trained(run, folder):
+    """The folder of results of a run."""
+    out = folder / "out"
+    train.train(run, out, folder / ".out.checkpoints")
+    return out
+
+
+def records(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def deterministic(out):
+    """Everything that must not depend on when and how often the run was started."""
+    without = [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in records(out)]
+    names = [
+        f.name for f in sorted(out.iterdir()) if f.name not in ("metrics.jsonl", "timing.json")
+    ]
+    return without, {n: hashlib.sha256((out / n).read_bytes()).hexdigest() for n in names}
+
+
+def refused(run, folder):
+    """The message of a run that must leave nothing behind."""
+    with pytest.raises(UserError) as caught:
+        trained(run, folder)
+    assert not (folder / "out").exists()
+    assert not list(folder.glob(".out.*.tmp"))
+    return str(caught.value)
+
+
+def loss_alone(model, found):
+    """The loss of documents one by one, averaged over their targets."""
+    total = targets = 0
+    with torch.no_grad():
+        for document in found:
+            ids = torch.tensor([document])
+            total += model(ids, labels=ids).loss.item() * (len(document) - 1)
+            targets += len(document) - 1
+    return total / targets
