@@ -8,6 +8,7 @@ import sys
 
 from . import __version__
 from .errors import UserError
+from .files import DISK_FULL
 
 STAGES = {
     "fetch": ("FOLDER", "load a hub data set into cache/sources"),
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"tokencache: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno not in (28, 122):  # ENOSPC, EDQUOT
+        if error.errno not in DISK_FULL:
             raise
         print(f"tokencache: {error.filename or ''}: the disk is full", file=sys.stderr)
         return 1

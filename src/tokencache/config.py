@@ -121,7 +121,7 @@ class Validation(Section):
         return self
 
 
-Format = Literal["auto", "jsonl", "json", "csv", "parquet", "arrow", "text"]
+Format = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "text"]
 
 
 class Dataset(Section):

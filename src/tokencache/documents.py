@@ -247,6 +247,15 @@ def _conversations(recipe: dict[str, Any], piece: Piece, shard_key: str) -> Iter
         yield Batch(pa.array(texts, pa.large_string()), spans if assistant else None)
 
 
+def _where(piece: Piece, row: int) -> str:
+    """The place of a piece's row, counted from 1."""
+    path, kind = piece.source.path, piece.source.format
+    if kind == "jsonl":
+        return f"{path}:{sources.line_number(piece, row - 1)}"
+    units = {"parquet": "row group", "arrow": "record batch"}
+    return f"{path}: row {row}" + (f" from {units[kind]} {piece.start} on" if piece.start else "")
+
+
 def _bytes(text: str) -> int:
     """Its size in UTF-8; JSON can say halves of characters (\\ud83d alone) that have none."""
     try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +19,7 @@ from blake3 import blake3
 from .errors import UserError
 
 KEY_DIGITS = 32
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def key_of(made_of: Any) -> str:
@@ -44,17 +48,19 @@ def published(final: str | Path, folder: bool = False) -> Iterator[Path]:
     """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+    _remove_dead(final)
+    prefix = f".{final.name}.{_process(os.getpid())}."
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=final.parent))
     target = temporary / final.name
     try:
         if folder:
             target.mkdir()
         yield target
-        _sync(target)
+        _settle(target)
         _rename(target, final)
-        _sync_entry(final.parent)
+        _sync(final.parent)
     except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+        if error.errno in DISK_FULL:
             raise UserError(
                 f"{final}: the disk is full; nothing was left half-written. Free some space "
                 "(`snakemake --delete-all-output` clears what the present config made), run again"
@@ -62,6 +68,20 @@ def published(final: str | Path, folder: bool = False) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _process(pid: int) -> str:
+    """A process by machine, its container's process numbers, and number."""
+    return f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}-{pid}"
+
+
+def _remove_dead(final: Path) -> None:
+    """Remove what a killed process of this machine left of the same target."""
+    for left in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
+        process = left.name.removeprefix(f".{final.name}.").rsplit(".", 2)[0]
+        pid = process.rpartition("-")[2]
+        if pid.isdigit() and process == _process(int(pid)) and not Path("/proc", pid).exists():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _rename(source: Path, final: Path) -> None:
@@ -73,12 +93,17 @@ def _rename(source: Path, final: Path) -> None:
             raise
 
 
-def _sync(path: Path) -> None:
+def _settle(path: Path) -> None:
+    """Everything on disk, and open to whom the umask opens new files: some libraries close it."""
+    umask = os.umask(0)
+    os.umask(umask)
     for entry in [path, *path.rglob("*")] if path.is_dir() else [path]:
-        _sync_entry(entry)
+        if entry.is_file():
+            entry.chmod(0o666 & ~umask)
+        _sync(entry)
 
 
-def _sync_entry(path: Path) -> None:
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,7 +15,9 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +61,9 @@ class Index:
         files = list(files)
         states = [_state(file) for file in files]
         name = key_of([states, about])
-        if name in self._new:
-            return json.loads(self._new[name])
-        row = self._database.execute("SELECT value FROM known WHERE id = ?", (name,)).fetchone()
-        if row:
-            return json.loads(row[0])
+        known = self._known(name)
+        if known is not None:
+            return json.loads(known)
         started = time.time_ns()
         value = json.dumps(find())
         newest = max((state[1] for state in states), default=0)
@@ -71,6 +71,15 @@ class Index:
         if settled and states == [_state(file) for file in files]:
             self._new[name] = value
         return json.loads(value)
+
+    def knows(self, files: Iterable[str | Path], about: Any) -> bool:
+        return self._known(key_of([[_state(file) for file in files], about])) is not None
+
+    def _known(self, name: str) -> str | None:
+        if name in self._new:
+            return self._new[name]
+        row = self._database.execute("SELECT value FROM known WHERE id = ?", (name,)).fetchone()
+        return row[0] if row else None
 
     def save(self) -> None:
         with self._database:
@@ -94,24 +103,28 @@ def shards(
 
     Reads only files that the index does not know, with a progress line.
     """
-    total = sum(os.stat(source.path).st_size for source in found)
+    about = [[asdict(source) | {"path": ""}, shard_size, CUT_VERSION] for source in found]
+    new = [
+        source
+        for source, how in zip(found, about, strict=True)
+        if not index.knows([source.path], how)
+    ]
+    sizes = {source: os.stat(source.path).st_size for source in new}
     cuts, columns = [], []
-    with Progress(total, "bytes", f"hash {label}") as progress:
-        for source in found:
-            how = [asdict(source) | {"path": ""}, shard_size, CUT_VERSION]
-
-            def fresh(source: Source = source) -> dict[str, Any]:
-                return {
-                    "columns": sources.columns(source),
-                    "shards": [(s.key, s.piece.start, s.piece.stop, s.bytes)
-                               for s in cut(source, shard_size)],
-                }  # fmt: skip
-
-            known = index.recall([source.path], how, fresh)
+    with Progress(sum(sizes.values()), "bytes", f"hash {label}") if new else nullcontext() as shown:
+        for source, how in zip(found, about, strict=True):
+            known = index.recall([source.path], how, partial(_looked_at, source, shard_size))
             columns.append(known["columns"])
             cuts.append([Shard(k, Piece(source, a, b), n) for k, a, b, n in known["shards"]])
-            progress.update(os.stat(source.path).st_size)
+            if source in sizes:
+                shown.update(sizes[source])
     return cuts, columns
+
+
+def _looked_at(source: Source, shard_size: int) -> dict[str, Any]:
+    """What the index remembers of a source."""
+    shards = [(s.key, s.piece.start, s.piece.stop, s.bytes) for s in cut(source, shard_size)]
+    return {"columns": sources.columns(source), "shards": shards}
 
 
 def cut(source: Source, shard_size: int) -> list[Shard]:

@@ -1,4 +1,7 @@
-"""What a job does: look its entry up in the plan, call the stage, leave a target behind."""
+"""What a job does: look its target up in the plan, call the stage, leave the target behind.
+
+Each stage is imported by its own job alone: a job that packs does not wait for torch.
+"""
 
 from __future__ import annotations
 
@@ -6,64 +9,75 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import config, documents, fetch, pack, tokenize, tokenizers, train, train_tokenizer
 from .plan import Plan, checkpoints_path
-from .sources import Piece, Source
+from .readers import Piece, Source
 
 
 def piece_of(shard: dict[str, Any]) -> tuple[Piece, str]:
     """The piece that a shard of the plan is, and the digest its bytes must have."""
     source = Source(shard["path"], shard["format"], shard["compression"], shard["sample_by"])
     if "fetched" in shard:
+        from . import fetch
+
         return fetch.piece(shard["fetched"], source)
     return Piece(source, shard["start"], shard["stop"]), shard["key"]
 
 
 def fetch_dataset(plan: Plan, folder: str) -> None:
+    from . import fetch
+
     fetch.fetch(plan.fetches[folder], Path(folder))
 
 
 def materialize_tokenizer(plan: Plan, folder: str) -> None:
+    from . import tokenizers
+    from .config import Reference
+
     wanted = plan.tokenizers[folder]
-    reference = config.Reference(**wanted["reference"])
     key = wanted["facts"]["key"]
+    reference = Reference(**wanted["reference"])
     tokenizers.materialize(reference, Path(folder), key, wanted["trust_remote_code"])
 
 
 def train_a_tokenizer(plan: Plan, folder: str) -> None:
+    from . import documents
+    from .train_tokenizer import train_tokenizer
+
     wanted = plan.tokenizers[folder]
     shards = [(plan.data["recipes"][r], plan.data["shards"][s]) for r, s in wanted["texts"]]
-    total = sum(shard["bytes"] for _, shard in shards)
+    total = sum(shard["bytes"] or 0 for _, shard in shards)
 
     def texts() -> Iterator:
         for recipe, shard in shards:
             for batch in documents.render(recipe, *piece_of(shard)):
                 yield batch.texts
 
-    key = wanted["facts"]["key"]
-    train_tokenizer.train_tokenizer(wanted["training"], texts(), total, Path(folder), key)
+    train_tokenizer(wanted["training"], texts(), total, Path(folder), wanted["facts"]["key"])
 
 
-def tokenize_batch(plan: Plan, name: str, engine: str = "auto") -> None:
+def tokenize_batch(plan: Plan, name: str, engine: str) -> None:
+    from . import tokenize
+
     batch = plan.batches[name]
     work = []
     for key in batch["tokens"]:
-        entry = plan.data["tokens"][key]
-        piece, digest = piece_of(plan.data["shards"][entry["shard"]])
-        recipe = plan.data["recipes"][entry["recipe"]]
+        piece, digest = piece_of(plan.shard_of(key))
+        recipe = plan.data["recipes"][plan.data["tokens"][key]["recipe"]]
         work.append((piece, digest, recipe, Path(plan.tokens_path(key)), key))
     tokenize.tokenize_batch(work, Path(batch["tokenizer"]), f"tokenize {name}", engine)
 
 
 def pack_cache(plan: Plan, path: str) -> None:
+    from . import pack
+
     cache = plan.caches[path]
-    token_set = plan.data["token_sets"][cache["token_set"]]
+    token_set = plan.token_sets[cache["token_set"]]
     recipe = plan.data["recipes"][token_set["recipe"]]
-    facts = tokenizers.facts(Path(cache["tokenizer"]))
+    facts = plan.tokenizers[cache["tokenizer"]]["facts"]
     specials = recipe["add_special_tokens"]
     tokens = {
-        "prefix": len(facts.prefix) if specials else 0,
-        "suffix": len(facts.suffix) if specials else 0,
+        "prefix": len(facts["prefix"]) if specials else 0,
+        "suffix": len(facts["suffix"]) if specials else 0,
         "splits": {
             split: {
                 "paths": [plan.tokens_path(key) for key in keys],
@@ -77,5 +91,6 @@ def pack_cache(plan: Plan, path: str) -> None:
 
 
 def train_run(plan: Plan, path: str) -> None:
-    run = plan.runs[path]
-    train.train(run, Path(path), checkpoints_path(path))
+    from . import train
+
+    train.train(plan.runs[path], Path(path), checkpoints_path(path))

@@ -20,10 +20,10 @@ from blake3 import blake3
 from . import readers, readers_arrow, readers_json
 from .errors import UserError
 from .files import KEY_DIGITS
-from .readers import TEXT, Piece, Source
+from .readers import TEXT, Piece, Source, line_number
 
-__all__ = ["Piece", "Source", "columns", "digest", "digest_of_units", "find", "read_rows",
-           "read_text", "units"]  # fmt: skip
+__all__ = ["Piece", "Source", "columns", "digest", "digest_of_units", "find", "line_number",
+           "read_rows", "read_text", "units"]  # fmt: skip
 
 SUFFIXES = {
     ".jsonl": "jsonl",

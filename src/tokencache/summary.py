@@ -48,7 +48,7 @@ def _row(plan: Plan, path: str, run: str | None) -> list[Any]:
         _seconds("pack", Path(path).relative_to(plan.cache)),
         _seconds("train", Path(run).relative_to(plan.results)) if run else None,
         trained.get("validation_loss_before"),
-        trained.get("validation_loss_after"),
+        trained.get("validation_loss"),
     ]
 
 

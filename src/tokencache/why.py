@@ -83,12 +83,10 @@ def _cache_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _run_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    found = [] if old["cache_key"] == new["cache_key"] else ["its cache"]
-    found += _differences(old["training"], new["training"], "")
-    for name in ("weights", "architecture"):
-        if old[name] != new[name]:
-            found.append(name)
-    return found
+    before = old["made_of"]
+    found = [] if before["cache"] == new["cache_key"] else ["its cache"]
+    found += _differences(before["training"], new["training"], "")
+    return found + [name for name in ("weights", "architecture") if before[name] != new[name]]
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[str]:
