@@ -51,5 +51,10 @@ for model in settings.models:
             targets("caches", "runs", model=model),
 
 
+# Jobs get the plan from a file, which a dry run does not write.
+onstart:
+    plan.write()
+
+
 onsuccess:
-    print_summary()
+    print(summary.table(plan), file=sys.stderr)

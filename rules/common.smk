@@ -34,8 +34,6 @@ def settings_and_plan():
     if not workflow.is_main_process:
         return settings, Plan.read(os.environ.get("TOKENCACHE_PLAN"))
     plan = resolve(settings)
-    if not workflow.dryrun:
-        plan.write()
     os.environ.update(TOKENCACHE_PLAN=plan.path)
     if "--lint" not in sys.argv:
         print(why.table(plan), file=sys.stderr)
@@ -110,7 +108,3 @@ def run_inputs(wildcards):
 def one_of(names):
     """A wildcard's pattern that only these match."""
     return f"(?:{'|'.join(map(re.escape, names)) or '(?!)'})"
-
-
-def print_summary():
-    print(summary.table(plan), file=sys.stderr)

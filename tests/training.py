@@ -100,6 +100,7 @@ def make_run(cache, tokenizer, weights=None, architecture=None, **training):
         "cache": str(cache),
         "cache_key": "c" * 32,
         "tokenizer": str(tokenizer),
+        "chat_template": None,
         "weights": weights,
         "architecture": architecture,
         "trust_remote_code": False,

@@ -39,12 +39,12 @@ _TODAY = {
     "%F": "2024-07-26", "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM",
 }  # fmt: skip
 
-# A macro of that name hides the function that transformers gives to templates. It
-# stands on the template's first line and ends in `+`, so it takes no newline away.
+# A macro of that name hides the function that transformers gives to templates. Its own
+# newline goes with it (trim_blocks), so the template begins at the start of a line still.
 _CLOCK = (
     "{% macro strftime_now(format) %}{{ format"
     + "".join(f"|replace('{directive}', '{value}')" for directive, value in _TODAY.items())
-    + " }}{% endmacro +%}"
+    + " }}{% endmacro %}\n"
 )
 
 _TEMPLATE_KEY = "models.NAME.chat_template"
@@ -60,7 +60,7 @@ class Template:
 
 
 class _Generation(Extension):
-    """Reads {% generation %}, which no core tag compiles to a Scope node like this one."""
+    """Reads {% generation %} as a Scope node, which only `autoescape` of the core tags makes."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -93,9 +93,16 @@ def inspect(template: str) -> Template:
     buffers = (nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.AssignBlock)
     return Template(
         variables=names,
-        generation=tree.find(nodes.Scope) is not None,
-        hidden=any(buffer.find(nodes.Scope) for buffer in tree.find_all(buffers)),
+        generation=_marks(tree),
+        hidden=any(_marks(buffer) for buffer in tree.find_all(buffers)),
     )
+
+
+def _marks(tree: nodes.Node) -> bool:
+    """Whether there is a {% generation %} in it."""
+    escape = nodes.ScopedEvalContextModifier
+    scopes = tree.find_all(nodes.Scope)
+    return any(not (scope.body and isinstance(scope.body[0], escape)) for scope in scopes)
 
 
 def conversation(value: Any) -> list[dict[str, Any]]:

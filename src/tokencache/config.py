@@ -45,7 +45,7 @@ def _bytes(value: Any) -> Any:
 
 OneOrMore = BeforeValidator(_listed)
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1024)]
-Length = Annotated[int, Field(ge=1, le=2**24, strict=True)]
+Length = Annotated[int, Field(ge=1, le=2**24)]
 
 
 class Section(BaseModel):

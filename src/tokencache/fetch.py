@@ -14,6 +14,7 @@ from .progress import Progress
 from .sources import Piece, Source
 
 MANIFEST = "fetched.json"
+ROWS = 1000  # read at a time
 
 
 def fetch(wanted: dict[str, Any], folder: Path) -> None:
@@ -33,17 +34,23 @@ def fetch(wanted: dict[str, Any], folder: Path) -> None:
             split=wanted["split"],
             revision=reference["revision"],
         )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{where}: `datasets` can't load it: {error}") from None
+    except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as e:
+        # Of files that it can't read, `datasets` says only which step that was.
+        why = f"{e}: {e.__cause__}" if e.__cause__ else str(e)
+        raise UserError(f"{where}: `datasets` can't load it: {why}") from None
+    data = data.with_format("arrow")
+    schema = data.features.arrow_schema
     count = wanted["num_shards"]
+    least, more = divmod(len(data), count)  # the first `more` files have one row more
     manifest = {}
     with published(folder, folder=True) as made, Progress(len(data), "rows", "fetch") as progress:
         for number in range(count):
-            part = data.shard(count, number, contiguous=True).with_format("arrow")
+            start = number * least + min(number, more)
+            stop = start + least + (number < more)
             name = f"{number:05d}.arrow"
-            schema = data.features.arrow_schema
             with pa.OSFile(str(made / name), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                for table in part.iter(1000):
+                for at in range(start, stop, ROWS):
+                    table = data[at : min(stop, at + ROWS)]
                     writer.write_table(table.cast(schema))
                     progress.update(len(table))
             source = Source(str(made / name), "arrow", None, "line")

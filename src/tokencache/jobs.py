@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
 from .plan import Plan, checkpoints_path
 from .readers import Piece, Source
 
@@ -52,7 +53,10 @@ def train_a_tokenizer(plan: Plan, folder: str) -> None:
             for batch in documents.render(recipe, *piece_of(shard)):
                 yield batch.texts
 
-    train_tokenizer(wanted["training"], texts(), total, Path(folder), wanted["facts"]["key"])
+    try:
+        train_tokenizer(wanted["training"], texts(), total, Path(folder), wanted["facts"]["key"])
+    except UserError as error:
+        raise UserError(f"tokenizers.{wanted['name']}: {error}") from None
 
 
 def tokenize_batch(plan: Plan, name: str, engine: str) -> None:

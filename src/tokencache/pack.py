@@ -7,6 +7,7 @@ copy of the tokens is the one that is written.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,94 +17,15 @@ import pyarrow as pa
 from blake3 import blake3
 
 from .errors import UserError
-from .files import hash_file, published
+from .files import hash_file, key_of, published
 from .packing import best_fit_decreasing
 from .progress import Progress
+from .token_shards import Documents
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 ROWS_IN_A_BATCH = 1000
+TOKENS_IN_A_BATCH = 2**22  # ends a batch earlier, so that long rows need no more memory
 TOKENS_IN_A_FILE = 2**26  # of a split; some hundred MB
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One record batch of a token shard, memory-mapped.
-
-    ids: (tokens,) uint16 or int32; offsets: (documents + 1,) int64 into ids;
-    spans: (k, 2) int64 positions in ids that are trained on, None for all.
-    """
-
-    ids: np.ndarray
-    offsets: np.ndarray
-    spans: np.ndarray | None
-
-    def mask(self) -> np.ndarray:
-        """(tokens,) bool: which tokens are trained on."""
-        steps = np.zeros(len(self.ids) + 1, np.int32)
-        np.add.at(steps, self.spans[:, 0], 1)
-        np.add.at(steps, self.spans[:, 1], -1)
-        return np.cumsum(steps[:-1]) > 0
-
-
-class Documents:
-    """The documents of some token shards as arrays over all of them.
-
-    segment, start, length: (n,) int64, where document i lies; shard: (n,) the
-    number of its token shard; row: (n,) its number in that shard.
-    """
-
-    def __init__(self, paths: list[str]) -> None:
-        self.segments: list[Segment] = []
-        columns: list[tuple[np.ndarray, ...]] = []
-        for number, path in enumerate(paths):
-            first = 0
-            for segment in _segments(path):
-                count = len(segment.offsets) - 1
-                rows = np.arange(first, first + count)
-                columns.append((
-                    np.full(count, len(self.segments)), segment.offsets[:-1],
-                    np.diff(segment.offsets), np.full(count, number), rows,
-                ))  # fmt: skip
-                self.segments.append(segment)
-                first += count
-        empty = np.zeros(0, np.int64)
-        joined = [np.concatenate(c) for c in zip(*columns, strict=True)] or [empty] * 5
-        self.segment, self.start, self.length, self.shard, self.row = joined
-
-    def __len__(self) -> int:
-        return len(self.length)
-
-    @property
-    def masked(self) -> bool:
-        return any(segment.spans is not None for segment in self.segments)
-
-
-def _segments(path: str) -> list[Segment]:
-    try:
-        source = pa.memory_map(path)
-    except FileNotFoundError:
-        raise UserError(
-            f"token shard {path} is missing: it was removed after the plan was made; "
-            "run snakemake again"
-        ) from None
-    found = []
-    with pa.ipc.open_file(source) as reader:
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
-            ids = batch.column("input_ids")
-            spans = None
-            if "loss_spans" in batch.schema.names:
-                spans = _absolute_spans(batch.column("loss_spans"), ids)
-            offsets = ids.offsets.to_numpy()
-            found.append(Segment(ids.values.to_numpy(), offsets, spans))
-    return found
-
-
-def _absolute_spans(column: pa.LargeListArray, ids: pa.LargeListArray) -> np.ndarray:
-    """(k, 2) spans relative to their document as positions in the segment."""
-    pairs = column.values.to_numpy().astype(np.int64).reshape(-1, 2)
-    in_document = np.diff(column.offsets.to_numpy()) // 2
-    return pairs + np.repeat(ids.offsets.to_numpy()[:-1], in_document)[:, None]
 
 
 @dataclass(frozen=True)
@@ -162,16 +84,20 @@ def draw_validation(
     there. So the same documents are kept for every model and max_length, and rows
     added elsewhere move hardly any. At least one document is kept on each side.
     """
-    draws = np.empty(len(documents))
-    for number, key in enumerate(shard_keys):
-        mine = documents.shard == number
-        words = np.frombuffer(blake3(f"{seed} {key}".encode()).digest(), np.uint64)[:2]
-        draws[mine] = np.random.Generator(np.random.Philox(key=words)).random(int(mine.sum()))
+    counts = np.bincount(documents.shard, minlength=len(shard_keys))
+    shards = zip(shard_keys, counts, strict=True)
+    draws = np.concatenate([np.zeros(0), *(_draws(seed, key, n) for key, n in shards)])
     kept = np.zeros(len(documents), bool)
     if fraction > 0 and len(documents) > 1:
         count = min(max(1, round(fraction * len(documents))), len(documents) - 1)
         kept[np.argsort(draws, kind="stable")[:count]] = True
     return kept
+
+
+def _draws(seed: int, key: str, count: int) -> np.ndarray:
+    """Numbers in [0, 1) of a shard's rows: the same for each row, however many follow it."""
+    words = np.frombuffer(blake3(f"{seed} {key}".encode()).digest(), "<u8")[:2]
+    return np.random.Generator(np.random.Philox(key=words)).random(count)
 
 
 @dataclass(frozen=True)
@@ -203,17 +129,14 @@ class Gatherer:
     def __init__(self, documents: Documents, prefix: int, suffix: int) -> None:
         self.documents, self.prefix, self.suffix = documents, prefix, suffix
         self.masked = documents.masked
-        self._masks: dict[int, np.ndarray] = {}
-        types = [segment.ids.dtype for segment in documents.segments]
-        self.dtype = types[0] if types else np.dtype(np.int32)
 
     def __call__(self, found: Windows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """ids (tokens,), trained on (tokens,) bool, and lengths (windows,) of the windows."""
         prefix, suffix = self.prefix, self.suffix
         lengths = found.content + prefix + suffix
         ends = np.cumsum(lengths)
-        ids = np.empty(ends[-1] if len(ends) else 0, self.dtype)
-        trained = np.ones(len(ids), bool)
+        ids = np.empty(ends[-1] if len(ends) else 0, self.documents.dtype)
+        steps = np.zeros(len(ids) + 1, np.int32)  # +1 and -1 around what is trained on
         at = self.documents.start[found.document]
         end = at + self.documents.length[found.document]
         begin = ends - lengths
@@ -231,15 +154,9 @@ class Gatherer:
                 read, write = _ranges(source[mine], count[mine], target[mine])
                 ids[write] = segment.ids[read]
                 if self.masked:
-                    trained[write] = self._mask(number)[read]
+                    _mark(steps, segment.spans, source[mine], count[mine], target[mine])
+        trained = np.cumsum(steps[:-1]) > 0 if self.masked else np.ones(len(ids), bool)
         return ids, trained, lengths
-
-    def _mask(self, number: int) -> np.ndarray:
-        if number not in self._masks:
-            if len(self._masks) > 8:
-                self._masks.clear()
-            self._masks[number] = self.documents.segments[number].mask()
-        return self._masks[number]
 
 
 def _ranges(source: np.ndarray, count: np.ndarray, target: np.ndarray) -> tuple:
@@ -247,6 +164,19 @@ def _ranges(source: np.ndarray, count: np.ndarray, target: np.ndarray) -> tuple:
     step = np.arange(count.sum())
     before = np.cumsum(count) - count
     return step + np.repeat(source - before, count), step + np.repeat(target - before, count)
+
+
+def _mark(
+    steps: np.ndarray, spans: np.ndarray, source: np.ndarray, count: np.ndarray, target: np.ndarray
+) -> None:
+    """Mark in `steps` what of the spans lies in the stretches that `_ranges` copies."""
+    first = np.searchsorted(spans[:, 1], source, "right")
+    found = np.maximum(0, np.searchsorted(spans[:, 0], source + count) - first)
+    span, _ = _ranges(first, found, first)
+    begin, end = (np.repeat(edge, found) for edge in (source, source + count))
+    shift = np.repeat(target - source, found)
+    np.add.at(steps, np.maximum(spans[span, 0], begin) + shift, 1)
+    np.add.at(steps, np.minimum(spans[span, 1], end) + shift, -1)
 
 
 def build(cache: dict[str, Any], tokens: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -313,16 +243,15 @@ def _write_split(
     lengths = found.windows.content + gather.prefix + gather.suffix
     per_row = np.add.reduceat(lengths, found.first[:-1]) if len(found) else lengths[:0]
     total = int(lengths.sum())
-    parts = _parts(per_row)
-    schema = _schema(gather.dtype, found.packed)
+    parts = _parts(per_row, TOKENS_IN_A_FILE)
+    schema = _schema(gather.documents.dtype, found.packed)
     names = [f"data-{i:05d}-of-{len(parts):05d}.arrow" for i in range(len(parts))]
     trained = untrained_rows = 0
     label = f"pack {cache['model']} {cache['dataset']} {cache['max_length']} {name}"
     with Progress(len(found), "rows", label) as progress:
         for file, (start, stop) in zip(names, parts, strict=True):
             with pa.OSFile(str(folder / file), "wb") as sink, pa.ipc.new_stream(sink, schema) as w:
-                for at in range(start, stop, ROWS_IN_A_BATCH):
-                    until = min(stop, at + ROWS_IN_A_BATCH)
+                for at, until in _batches(per_row, start, stop):
                     batch, in_rows = _batch(found, at, until, gather, schema)
                     w.write_batch(batch)
                     trained += int(in_rows.sum())
@@ -332,7 +261,7 @@ def _write_split(
             "license": ""}  # fmt: skip
     state = {
         "_data_files": [{"filename": file} for file in names],
-        "_fingerprint": cache["key"][:16],
+        "_fingerprint": key_of([cache["key"], name])[:16],
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,
@@ -351,12 +280,19 @@ def _write_split(
     }
 
 
-def _parts(per_row: np.ndarray) -> list[tuple[int, int]]:
-    """Row ranges of the data files: a new file every TOKENS_IN_A_FILE."""
-    number = np.maximum(0, np.cumsum(per_row) - 1) // TOKENS_IN_A_FILE
+def _parts(per_row: np.ndarray, tokens: int) -> list[tuple[int, int]]:
+    """Row ranges that are all rows: a new one where another multiple of `tokens` is passed."""
+    number = np.maximum(0, np.cumsum(per_row) - 1) // tokens
     starts = np.flatnonzero(np.diff(number, prepend=-1)) if len(per_row) else np.zeros(1, int)
     stops = [*starts[1:], len(per_row)]
     return [(int(a), int(b)) for a, b in zip(starts, stops, strict=True)]
+
+
+def _batches(per_row: np.ndarray, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Row ranges of a data file's record batches."""
+    for first, last in _parts(per_row[start:stop], TOKENS_IN_A_BATCH):
+        for at in range(start + first, start + last, ROWS_IN_A_BATCH):
+            yield at, min(start + last, at + ROWS_IN_A_BATCH)
 
 
 def _batch(

@@ -17,6 +17,8 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> np.ndarray:
     since a bin just used is the fullest that still has room.
     """
     bins = np.empty(len(lengths), np.int64)
+    if not len(lengths):
+        return bins
     order = np.argsort(-lengths, kind="stable")
     distinct, starts = np.unique(-lengths[order], return_index=True)
     room = _Room(capacity)

@@ -24,8 +24,9 @@ RUN_VERSION = 1
 # Training settings that say how often to look, not what to compute.
 NOT_IN_RUN_KEY = {"logging_steps", "save_steps", "save_total_limit", "per_device_eval_batch_size"}
 
-# A job takes small shards until it has this many, or a shard's worth of bytes.
+# A job takes small shards until it has this many, or this many bytes of them.
 SHARDS_IN_A_JOB = 256
+BYTES_IN_A_JOB = 64 * 2**20
 
 
 def resolve(config: Config) -> Plan:
@@ -51,7 +52,7 @@ class _Resolver:
         self.tokenizers: dict[str, dict[str, Any]] = {}
         self.fetches: dict[str, dict[str, Any]] = {}
         self._dataset_shards: dict[str, dict[str, list[str]]] = {}
-        self._tokenizer_of: dict[str, str] = {}
+        self._facts: dict[str, dict[str, Any]] = {}
 
     def data(self) -> dict[str, Any]:
         caches: dict[str, Any] = {}
@@ -163,18 +164,22 @@ class _Resolver:
 
     # Tokenizers
 
-    def tokenizer_of(self, model: str) -> str:
-        """The folder of a model's tokenizer."""
+    def facts_of(self, model: str) -> dict[str, Any]:
+        """The facts of a model's tokenizer, with the chat template that it brings."""
         given = self.config.models[model].tokenizer_reference
-        if given not in self._tokenizer_of:
+        if given not in self._facts:
             if given in self.config.tokenizers:
                 found = self._trained(given, self.config.tokenizers[given])
             else:
                 found = self._given(model, given)
-            folder = tokenizer_path(self.config.cache, found["facts"]["key"])
-            self.tokenizers.setdefault(folder, found)
-            self._tokenizer_of[given] = folder
-        return self._tokenizer_of[given]
+            self._facts[given] = found["facts"]
+            # Tokenizers of the same key may come with other chat templates.
+            shared = found | {"facts": found["facts"] | {"chat_template": None}}
+            self.tokenizers.setdefault(self._folder(found["facts"]), shared)
+        return self._facts[given]
+
+    def _folder(self, facts: dict[str, Any]) -> str:
+        return tokenizer_path(self.config.cache, facts["key"])
 
     def _given(self, model: str, given: str) -> dict[str, Any]:
         settings = self.config.models[model]
@@ -197,21 +202,23 @@ class _Resolver:
         }
 
     def _trained(self, name: str, settings: TokenizerTraining) -> dict[str, Any]:
-        facts = train_tokenizer.planned_facts(settings.model_dump())
-        tokens, texts = [], []
+        try:
+            facts = train_tokenizer.planned_facts(settings.model_dump())
+        except UserError as error:
+            raise UserError(f"tokenizers.{name}.{error}") from None
+        texts = []
         for dataset_name in settings.dataset:
             dataset = self.config.datasets[dataset_name].model_copy(update={"loss": "all"})
             where = f"tokenizers.{name}"
             recipe = self._recipe(where, dataset_name, dataset, facts)
             for shard in self.shards_of(dataset_name)["train"]:
-                tokens.append([recipe, shard])
-                texts.append(shard)
+                texts.append([recipe, shard])
         made_of = train_tokenizer.made_of(settings.model_dump())
-        key = key_of(["trained tokenizer", made_of, tokens])
+        key = key_of(["trained tokenizer", made_of, texts])
         return {
             "name": name,
             "training": settings.model_dump(),
-            "texts": tokens,
+            "texts": texts,
             "facts": facts | {"key": key},
         }
 
@@ -237,11 +244,9 @@ class _Resolver:
     def token_set(self, model: str, name: str) -> str:
         """The token shards of a data set for a model: the same set for models that share
         a tokenizer (and, for chat, a template)."""
-        folder = self.tokenizer_of(model)
-        facts = dict(self.tokenizers[folder]["facts"])
-        dataset = self.config.datasets[name]
-        facts["chat_template"] = self._chat_template(model, dataset, facts)
-        recipe = self._recipe(f"models.{model}", name, dataset, facts)
+        facts, dataset = self.facts_of(model), self.config.datasets[name]
+        template = self._chat_template(model, dataset)
+        recipe = self._recipe(f"models.{model}", name, dataset, facts | {"chat_template": template})
         splits = {}
         for split, shards in self.shards_of(name).items():
             splits[split] = []
@@ -254,10 +259,10 @@ class _Resolver:
         self.token_sets[key] = made_of
         return key
 
-    def _chat_template(self, model: str, dataset: Dataset, facts: dict[str, Any]) -> str | None:
+    def _chat_template(self, model: str, dataset: Dataset) -> str | None:
         given = dataset.document.chat_template or self.config.models[model].chat_template
         if given is None:
-            return facts["chat_template"]
+            return self.facts_of(model)["chat_template"]
         if "{" in given:
             return given
         try:
@@ -269,8 +274,7 @@ class _Resolver:
 
     def _cache(self, model: str, name: str, max_length: int) -> tuple[str, dict[str, Any]]:
         dataset = self.config.datasets[name]
-        folder = self.tokenizer_of(model)
-        facts = self.tokenizers[folder]["facts"]
+        facts = self.facts_of(model)
         specials = len(facts["prefix"]) + len(facts["suffix"])
         if dataset.document.messages is None and max_length <= specials:
             raise UserError(
@@ -297,7 +301,7 @@ class _Resolver:
             "model": model,
             "dataset": name,
             "token_set": token_set,
-            "tokenizer": folder,
+            "tokenizer": self._folder(facts),
             **decides,
         }
 
@@ -312,8 +316,9 @@ class _Resolver:
             initial = ["weights", self._identity(weights)]
         else:
             initial = ["architecture", settings.architecture]
+        template = self._chat_template(model, self.config.datasets[cache["dataset"]])
         decisive = {k: v for k, v in training.items() if k not in NOT_IN_RUN_KEY}
-        key = key_of(["run", RUN_VERSION, cache["key"], initial, decisive])
+        key = key_of(["run", RUN_VERSION, cache["key"], initial, template, decisive])
         where = (model, cache["dataset"], cache["max_length"], key)
         return target_path(self.config.results, *where), {
             "key": key,
@@ -323,6 +328,7 @@ class _Resolver:
             "cache": path,
             "cache_key": cache["key"],
             "tokenizer": cache["tokenizer"],
+            "chat_template": template,
             "weights": weights.model_dump() if weights else None,
             "architecture": settings.architecture,
             "trust_remote_code": settings.trust_remote_code,
@@ -347,7 +353,7 @@ class _Resolver:
             size = self.shards[entry["shard"]]["bytes"] or self.config.shard_size
             kind = (entry["tokenizer"], entry["recipe"], token_sets[0])
             full = current and (
-                current["bytes"] + size > self.config.shard_size
+                current["bytes"] + size > BYTES_IN_A_JOB
                 or len(current["tokens"]) >= SHARDS_IN_A_JOB
             )
             if current is None or current["kind"] != kind or full:

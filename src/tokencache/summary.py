@@ -45,8 +45,8 @@ def _row(plan: Plan, path: str, run: str | None) -> list[Any]:
         sum(counts["documents"] for counts in cache["documents"].values()),
         tokens,
         tokens / (rows * cache["settings"]["max_length"]),
-        _seconds("pack", Path(path).relative_to(plan.cache)),
-        _seconds("train", Path(run).relative_to(plan.results)) if run else None,
+        _job("pack", Path(path).relative_to(plan.cache)) or None,
+        (_job("train", Path(run).relative_to(plan.results)) or None) if run else None,
         trained.get("validation_loss_before"),
         trained.get("validation_loss"),
     ]
@@ -55,16 +55,20 @@ def _row(plan: Plan, path: str, run: str | None) -> list[Any]:
 def _totals(plan: Plan) -> str:
     shards = {key for made in plan.token_sets.values() for keys in made["splits"].values()
               for key in keys}  # fmt: skip
-    stages = {name: sum(map(_measured, LOGS.glob(f"{name}/**/*.tsv")))
-              for name in ("train_tokenizer", "tokenize", "pack", "train")}  # fmt: skip
-    spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in stages.items() if seconds)
-    caches = len(plan.caches)
-    return f"{len(shards)} token shards for {caches} caches. Job seconds by stage: {spent}"
+    spent = {
+        "train tokenizers": [_job("train_tokenizer", Path(f).name) for f in plan.tokenizers],
+        "tokenize": [_measured(file) for d in {c["dataset"] for c in plan.caches.values()}
+                     for file in LOGS.glob(f"tokenize/{d}-*.tsv")],
+        "pack": [_job("pack", Path(path).relative_to(plan.cache)) for path in plan.caches],
+        "train": [_job("train", Path(path).relative_to(plan.results)) for path in plan.runs],
+    }  # fmt: skip
+    said = ", ".join(f"{stage} {sum(seconds):.1f}" for stage, seconds in spent.items())
+    return f"{len(shards)} token shards for {len(plan.caches)} caches. Seconds of jobs: {said}"
 
 
-def _seconds(stage: str, target: Path) -> float | None:
-    """How long the job that made a target ran, by Snakemake's own measure."""
-    return _measured(LOGS / stage / f"{target}.tsv") or None
+def _job(stage: str, target: str | Path) -> float:
+    """Seconds that the job that made a target ran, by Snakemake's own measure; 0 if unknown."""
+    return _measured(LOGS / stage / f"{target}.tsv")
 
 
 def _measured(file: Path) -> float:

@@ -70,14 +70,20 @@ def tokenize_batch(
                 continue
             engines = engines or Engines(tokenizer_folder, engine)
             shard = _Shard(entry, size, about, engines, progress)
+            said = _say(label, shard.choice(), said)
             try:
-                line = shard.make()
+                shard.make()
             except Differs as error:
                 engines.give_up(str(error))
-                line = shard.make()
-            if line != said:
-                print(f"{label}: {line}", file=sys.stderr, flush=True)
-                said = line
+                said = _say(label, shard.choice(), said)
+                shard.make()
+
+
+def _say(label: str, line: str, said: str) -> str:
+    """Print a line, unless it was the last one said."""
+    if line != said:
+        print(f"{label}: {line}", file=sys.stderr, flush=True)
+    return line
 
 
 def _size(piece: Piece) -> int:
@@ -103,8 +109,14 @@ class _Shard:
         self.masked = self.recipe["loss"] != "all"
         self.counted = 0  # bytes of `size` that progress has been told of
 
-    def make(self) -> str:
-        """Publish the shard and what is said of it; returns which engine it was, and why."""
+    def choice(self) -> str:
+        """Which engine is used, and why."""
+        if self.masked and self.engines.current is not self.engines.reference:
+            return "engine tokenizers (the loss mask needs to know each token's characters)"
+        return f"engine {self.engines.current.name} ({self.engines.why})"
+
+    def make(self) -> None:
+        """Publish the shard and what is said of it. Raises Differs where the engine does."""
         columns = {"input_ids": pa.large_list(pa.from_numpy_dtype(self.dtype))}
         if self.masked:
             columns["loss_spans"] = pa.large_list(pa.int32())
@@ -127,9 +139,6 @@ class _Shard:
             write_json(self.out.with_suffix(".json"), made)
         self.progress.update(self.size - self.counted)
         self.counted = self.size
-        if self.masked and self.engines.current is not self.engines.reference:
-            return "engine tokenizers (the loss mask needs to know each token's characters)"
-        return f"engine {self.engines.current.name} ({self.engines.why})"
 
     def _engine(self) -> Any:
         return self.engines.reference if self.masked else self.engines.current

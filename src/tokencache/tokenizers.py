@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import Reference
 from .errors import UserError
-from .files import key_of, published, read_json
+from .files import key_of, published, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -134,13 +134,14 @@ def materialize(ref: Reference, folder: Path, key: str, trust_remote_code: bool 
 def save(tokenizer: PreTrainedTokenizerFast, folder: Path, facts: Facts) -> None:
     """Write tokenizer.json, tokenizer_config.json and facts.json into a folder that is there.
 
-    Raises UserError where the folder, loaded again, gives other ids.
+    Without a chat template: models that share a tokenizer need not share that. Raises
+    UserError where the folder, loaded again, gives other ids.
     """
     from transformers import AutoTokenizer
 
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    _write(folder / "tokenizer_config.json", _configuration(tokenizer, facts))
-    _write(folder / FACTS_FILE, asdict(facts))
+    write_json(folder / "tokenizer_config.json", _configuration(tokenizer, facts))
+    write_json(folder / FACTS_FILE, asdict(facts) | {"chat_template": None})
     texts = probe(tokenizer)
     wanted = _probe_ids(tokenizer, texts)
     again = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
@@ -393,11 +394,4 @@ def _configuration(tokenizer: PreTrainedTokenizerFast, facts: Facts) -> dict[str
         made["pad_token"] = facts.pad_token
     if tokenizer.split_special_tokens:
         made["split_special_tokens"] = True
-    if tokenizer.chat_template is not None:
-        made["chat_template"] = tokenizer.chat_template
     return made
-
-
-def _write(path: Path, value: Any) -> None:
-    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")

@@ -204,6 +204,8 @@ def _write_results(
     for file in sorted(Path(run["tokenizer"]).iterdir()):
         if file.is_file() and file.name not in NOT_THE_TOKENIZER and not file.name.startswith("."):
             shutil.copyfile(file, folder / file.name)
+    if run["chat_template"] is not None:
+        (folder / "chat_template.jinja").write_text(run["chat_template"], encoding="utf-8")
     metrics.write(folder / "metrics.jsonl", records)
     title = f"{run['model']} on {run['dataset']}, max_length {run['max_length']}"
     metrics.plot(folder / "loss.svg", records, title)

@@ -81,7 +81,7 @@ def planned_facts(settings: dict[str, Any]) -> dict[str, Any]:
     for role in ("bos_token", "eos_token"):
         if role in roles and re.search(r"[\s:]|^\$", roles[role]):
             raise UserError(
-                f"tokenizers: {role}: {roles[role]!r} has a space or ':' in it or begins with '$', "
+                f"{role}: {roles[role]!r} has a space or ':' in it or begins with '$', "
                 "which the tokenizers library can't put at a document's edge; take another"
             )
     return {
@@ -116,7 +116,6 @@ def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in names} | {
         "roles": _roles(settings),
         "special_tokens": _special_tokens(settings),
-        "chat_template": _chat_template(settings["chat_template"]),
     }
 
 
@@ -132,7 +131,7 @@ def _special_tokens(settings: dict[str, Any]) -> list[str]:
     """Every special token once: its place is its id."""
     tokens = [*_roles(settings).values(), *settings["special_tokens"]]
     if not all(tokens) or not settings["eos_token"] or not settings["pad_token"]:
-        raise UserError("tokenizers: a special token is empty; write its text, or leave it out")
+        raise UserError("special_tokens: one is empty; write its text, or leave it out")
     return list(dict.fromkeys(tokens))
 
 
@@ -145,13 +144,13 @@ def _chat_template(given: str | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"tokenizers: chat_template: {given}: {reason}; give Jinja text or a file with it"
+            f"chat_template: {given}: {reason}; give Jinja text or a file with it"
         ) from None
 
 
 def _too_small(settings: dict[str, Any], needed: str) -> UserError:
     return UserError(
-        f"tokenizers: vocab_size: {settings['vocab_size']:,} is too small for "
+        f"vocab_size: {settings['vocab_size']:,} is too small for "
         f"{settings['algorithm']}; give at least {needed}"
     )
 
@@ -196,7 +195,7 @@ def _read(
             progress.update(pc.sum(pc.binary_length(batch)).as_py() or 0, documents=len(batch))
         progress.total = progress.done  # the sources' quotes and names were no text
     if not found:
-        raise UserError("tokenizers: dataset: there is no text to train a tokenizer on")
+        raise UserError("dataset: there is no text to train a tokenizer on")
 
 
 def _without(
@@ -392,7 +391,6 @@ def _for_transformers(tokenizer: Tokenizer, settings: dict[str, Any], facts: Any
         clean_up_tokenization_spaces=False,
         padding_side="right",
     )
-    wrapped.chat_template = facts.chat_template
     if (empty := wrapped("")["input_ids"]) != facts.prefix + facts.suffix:
         raise RuntimeError(f"an empty document is {empty}, not {facts.prefix} and {facts.suffix}")
     return wrapped

@@ -1,0 +1,366 @@
+"""Rows become documents: recipes, texts, and the spans that are trained on."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datafiles import fails
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokencache import documents, sources
+from tokencache.config import Dataset
+from tokencache.errors import UserError
+
+SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+MARKED = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content + eos_token }}{% endgeneration %}{% else %}[{{ m.content }}]{% endif %}"
+    "{% endfor %}"
+)
+
+
+def recipe(document, template=None, specials=SPECIALS, **settings):
+    return documents.recipe(Dataset(files=["-"], document=document, **settings), template, specials)
+
+
+def chat(template=CHATML, specials=SPECIALS, messages="messages", **settings):
+    return recipe({"messages": messages}, template, specials, **settings)
+
+
+def write(path, rows):
+    lines = [json.dumps(row) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
+    return sources.Piece(sources.Source(str(path), "jsonl", None, "line"), 0, path.stat().st_size)
+
+
+def render(made, piece):
+    """All texts and spans of a piece, and the sizes of the batches that they came in."""
+    texts, spans, sizes = [], [], []
+    for batch in documents.render(made, piece, sources.digest(piece)):
+        assert batch.texts.type == pa.large_string()
+        assert batch.texts.null_count == 0
+        assert batch.spans is None or len(batch.spans) == len(batch.texts)
+        texts += batch.texts.to_pylist()
+        spans += batch.spans if batch.spans is not None else [None] * len(batch.texts)
+        sizes.append(len(batch.texts))
+    return texts, spans, sizes
+
+
+def talk(*contents):
+    roles = ("user", "assistant")
+    return [{"role": roles[n % 2], "content": said} for n, said in enumerate(contents)]
+
+
+# Recipes
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (recipe({"text": "a"}), recipe({"text": "{a}"})),
+        (recipe({"text": "a"}), recipe({"text": "x"}, columns={"x": "a"})),
+        (recipe({"text": "a"}), recipe({"text": "a"}, CHATML, {})),
+        (recipe({"text": "{a}</s>"}), recipe({"text": "{a}{eos_token}"})),
+        (recipe({"text": "{a}{b}"}), recipe({"prompt": "a", "completion": "b"})),
+        (
+            recipe({"text": "Q: {q} A: {a}"}),
+            recipe({"prompt": "Q: {x}", "completion": " A: {y}"}, columns={"x": "q", "y": "a"}),
+        ),
+        (
+            recipe({"prompt": "{q}", "completion": "a"}, loss="completion"),
+            recipe({"completion": "{a}", "prompt": "q"}, loss="completion"),
+        ),
+        (chat(), chat(specials={})),  # the template takes none of them
+        (chat(), chat(messages="talk", columns={"talk": "messages"})),
+        (chat(), recipe({"messages": "messages", "tools": "tools"}, CHATML)),
+    ],
+)
+def test_equal_meaning_is_an_equal_recipe(one, other):
+    assert one == other
+    assert json.loads(json.dumps(one)) == one
+
+
+def test_other_meaning_is_another_recipe():
+    made = [
+        recipe({"text": "a"}),
+        recipe({"text": "b"}),
+        recipe({"text": "{a} "}),
+        recipe({"text": "{a}{b}"}),
+        recipe({"text": "{b}{a}"}),
+        recipe({"prompt": "a", "completion": "b"}, loss="completion"),
+        recipe({"prompt": "{a}{b}", "completion": "b"}, loss="completion"),
+        chat(),
+        chat(loss="assistant"),
+        chat(CHATML + "\n"),
+        chat(MARKED),
+        chat(MARKED, SPECIALS | {"eos_token": "<eos>"}),
+        chat(messages="talk"),
+        recipe({"messages": "messages", "tools": "tools"}, "{{ tools }}" + CHATML),
+    ]
+    assert len({json.dumps(m, sort_keys=True) for m in made}) == len(made)
+
+
+def test_settings_that_do_not_make_documents_are_in_no_recipe():
+    one = recipe({"text": "a"}, overflow="drop", packing="best_fit", format="csv")
+    assert one == recipe({"text": "a"}, validation={"fraction": 0.5}, num_shards=3)
+
+
+def test_columns_that_are_needed():
+    assert documents.needed_columns(recipe({"text": "{b} {a} {b}"})) == ["b", "a"]
+    made = recipe({"prompt": "x{q}", "completion": "{q}{a}"}, loss="completion")
+    assert documents.needed_columns(made) == ["q", "a"]
+    made = recipe({"messages": "m", "tools": "t"}, "{{ tools }}", columns={"m": "M", "t": "T"})
+    assert documents.needed_columns(made) == ["M", "T"]
+
+
+BRACES = "is more than a column's name"
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"text": ""}, "document.text: is empty; name a column"),
+        ({"prompt": "a", "completion": ""}, "document.completion: is empty"),
+        ({"text": "{"}, "document.text: "),
+        ({"text": "{a"}, "write {{ and }} for braces"),
+        ({"text": "a}"}, "write {{ and }} for braces"),
+        ({"text": "{}"}, f"document.text: {{}} {BRACES}"),
+        ({"text": "{a.b}"}, f"document.text: {{a.b}} {BRACES}"),
+        ({"text": "{a[0]}"}, f"document.text: {{a[0]}} {BRACES}"),
+        ({"text": "{a!r}"}, f"document.text: {{a!r}} {BRACES}"),
+        ({"text": "{a:>8}"}, f"document.text: {{a:>8}} {BRACES}"),
+        ({"text": "{{a}}"}, "document.text: no column is named"),
+        ({"text": "{eos_token}"}, "document.text: no column is named"),
+        ({"prompt": "{{}}", "completion": "{{}}"}, "document.prompt and document.completion"),
+        ({"text": "{a}{sep_token}{bos_token}"}, "{bos_token}: the tokenizer has no bos_token"),
+        ({"messages": "m"}, "document.messages: the tokenizer brings no chat template"),
+    ],
+)
+def test_what_a_recipe_refuses(document, said):
+    message = fails(lambda: recipe(document, None, {"eos_token": "</s>"}), said)
+    assert message.startswith("document.")
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% for m in messages %}", "has an error in its line 1"),
+        ("\n{% frobnicate %}", "has an error in its line 2"),
+        ("{{ messages | random }}", "draws at random"),
+        ("{{ lipsum() }}", "draws at random"),
+        (
+            "{% macro f(m) %}{% generation %}{{ m.content }}{% endgeneration %}{% endmacro %}"
+            "{% for m in messages %}{{ f(m) }}{% endfor %}",
+            "{% generation %} in a macro",
+        ),
+    ],
+)
+def test_what_a_chat_recipe_refuses(template, said):
+    message = fails(lambda: chat(template, loss="assistant"), said, "models.NAME.chat_template")
+    assert message.startswith("document.messages: ")
+
+
+def test_recipe_of_another_version_is_refused(tmp_path):
+    made = recipe({"text": "a"}) | {"version": documents.RECIPE_VERSION + 1}
+    piece = write(tmp_path / "a.jsonl", [{"a": "x"}])
+    fails(lambda: render(made, piece), "another version of tokencache", "run snakemake again")
+
+
+# Documents
+
+
+def test_null_and_missing_are_nothing(tmp_path):
+    rows = [{"a": "x", "b": "y"}, {"a": None, "b": "y"}, {"b": ""}, {"a": "", "b": None}]
+    piece = write(tmp_path / "a.jsonl", rows)
+    assert render(recipe({"text": "a"}), piece)[0] == ["x", "", "", ""]
+    assert render(recipe({"text": "<{a}|{b}>"}), piece)[0] == ["<x|y>", "<|y>", "<|>", "<|>"]
+    made = recipe({"prompt": "a", "completion": "b"}, loss="completion")
+    assert render(made, piece)[:2] == (["xy", "y", "", ""], [[(1, 2)], [(0, 1)], [], []])
+
+
+def test_spans_count_characters_not_bytes(tmp_path):
+    piece = write(
+        tmp_path / "a.jsonl", [{"q": "Größe🙂", "a": "日本 e\u0301"}, {"q": "x", "a": ""}]
+    )
+    made = recipe({"prompt": "{q}: ", "completion": "{a}"}, loss="completion")
+    texts, spans, _ = render(made, piece)
+    assert [[t[a:b] for a, b in s] for t, s in zip(texts, spans, strict=True)] == [
+        ["日本 e\u0301"], [],
+    ]  # fmt: skip
+
+
+def test_side_of_text_alone(tmp_path):
+    piece = write(tmp_path / "a.jsonl", [{"a": "x"}, {"a": "yy"}])
+    made = recipe({"prompt": "{bos_token}{{", "completion": "{a}}}"}, loss="completion")
+    assert render(made, piece)[:2] == (["<s>{x}", "<s>{yy}"], [[(4, 6)], [(4, 7)]])
+    made = recipe({"prompt": "a", "completion": "{eos_token}"}, loss="completion")
+    assert render(made, piece)[:2] == (["x</s>", "yy</s>"], [[(1, 5)], [(2, 6)]])
+
+
+def test_column_with_signs_in_its_name(tmp_path):
+    piece = write(tmp_path / "a.jsonl", [{"a.b {c}": "x", "text": "no"}])
+    assert render(recipe({"text": "{d}!"}, columns={"d": "a.b {c}"}), piece)[0] == ["x!"]
+
+
+def test_missing_column_is_said_with_those_there_are(tmp_path):
+    piece = write(tmp_path / "a.jsonl", [{"a": "x", "b": "y"}])
+    fails(lambda: render(recipe({"text": "c"}), piece), "a.jsonl", "'c'", "a, b")
+
+
+def test_nothing_gives_no_batch(tmp_path):
+    pq.write_table(pa.table({"a": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    source = sources.Source(str(tmp_path / "a.parquet"), "parquet", None, "line")
+    assert render(recipe({"text": "a"}), sources.Piece(source, 0, 0)) == ([], [], [])
+    assert render(recipe({"text": "a"}), sources.Piece(source, 0, 1)) == ([], [], [])
+
+
+def test_a_row_that_cannot_be_a_conversation_is_named(tmp_path):
+    rows = [{"messages": talk("a", "b")}, {"messages": talk("a", "b")}, {"messages": []}]
+    piece = write(tmp_path / "a.jsonl", rows)
+    fails(lambda: render(chat(), piece), f"{tmp_path}/a.jsonl:3: the messages are an empty list")
+    size = len((json.dumps(rows[0]) + "\n").encode())
+    rest = sources.Piece(piece.source, size, piece.stop)
+    fails(lambda: render(chat(), rest), f"{tmp_path}/a.jsonl:3: the messages are an empty list")
+    table = pa.table({"messages": [row["messages"] for row in rows]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    source = sources.Source(str(tmp_path / "a.parquet"), "parquet", None, "line")
+    for start, place in ((0, "row 3: "), (1, "row 1 from row group 1 on: ")):
+        made = sources.Piece(source, start, 2)
+        fails(lambda made=made: render(chat(), made), f"{tmp_path}/a.parquet: {place}")
+
+
+def test_half_a_character_in_a_conversation_is_said(tmp_path):
+    piece = write(tmp_path / "a.jsonl", [{"messages": talk("\ud83d", "b")}])
+    fails(lambda: render(chat(), piece), "a.jsonl:1", "half a character, \\ud83d")
+
+
+ROWS = st.lists(
+    st.fixed_dictionaries({"q": st.none() | st.text(max_size=4), "a": st.text(max_size=4)}),
+    min_size=1, max_size=25,
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS, st.integers(1, 60), st.integers(1, 7))
+def test_documents_are_the_same_in_batches_of_any_size(tmp_path_factory, rows, size, count):
+    rows = [row | {"messages": talk(row["q"] or "-", row["a"])} for row in rows]
+    piece = write(tmp_path_factory.mktemp("rows") / "a.jsonl", rows)
+    recipes = {
+        "text": recipe({"text": "{q}|{a}."}),
+        "sides": recipe({"prompt": "{q}|", "completion": "{a}"}, loss="completion"),
+        "chat": chat(MARKED, loss="assistant"),
+    }
+    sides = [((row["q"] or "") + "|", row["a"]) for row in rows]
+    wanted = {
+        "text": [f"{q}{a}." for q, a in sides],
+        "sides": [f"{q}{a}" for q, a in sides],
+        "chat": [f"<s>[{row['q'] or '-'}]{row['a']}</s>" for row in rows],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, made in recipes.items():
+            texts, spans, _ = render(made, piece)
+            assert texts == wanted[name]
+            patch.setattr(documents, "BATCH_BYTES", size)
+            patch.setattr(documents, "BATCH_ROWS", count)
+            small = render(made, piece)
+            patch.undo()
+            assert small[:2] == (texts, spans)
+            assert max(small[2]) <= count
+            said = [[t[a:b] for a, b in s or []] for t, s in zip(texts, spans, strict=True)]
+            if name == "sides":
+                assert said == [[row["a"]] if row["a"] else [] for row in rows]
+            if name == "chat":
+                assert said == [[row["a"] + "</s>"] for row in rows]
+
+
+# What is cached already was made so
+
+GOLDEN_VERSION = 1
+GOLDEN_ROWS = [
+    {"q": "What?", "a": "That.", "messages": talk("Hi", "Hello", "Bye", "See you")},
+    {"q": "Größe 🙂", "a": None, "messages": [{"from": "human", "value": " x "}]},
+    {"q": "", "a": "a\r\n</s>", "messages": [{"role": "system", "content": "S"}, *talk("", "")]},
+]
+GOLDEN = [
+    (recipe({"text": "q"}), ["What?", "Größe 🙂", ""], [None, None, None]),
+    (
+        recipe({"text": "{bos_token}Q: {q}\nA: {a}{{}}{eos_token}"}),
+        ["<s>Q: What?\nA: That.{}</s>", "<s>Q: Größe 🙂\nA: {}</s>", "<s>Q: \nA: a\r\n</s>{}</s>"],
+        [None, None, None],
+    ),
+    (
+        recipe({"prompt": "{q} ", "completion": "a"}, loss="completion"),
+        ["What? That.", "Größe 🙂 ", " a\r\n</s>"],
+        [[(6, 11)], [], [(1, 8)]],
+    ),
+    (
+        chat(),
+        [
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+            "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\nSee you<|im_end|>\n",
+            "<|im_start|>user\n x <|im_end|>\n",
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n<|im_end|>\n"
+            "<|im_start|>assistant\n<|im_end|>\n",
+        ],
+        [None, None, None],
+    ),
+    (
+        chat(loss="assistant"),
+        [
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+            "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\nSee you<|im_end|>\n",
+            "<|im_start|>user\n x <|im_end|>\n",
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n<|im_end|>\n"
+            "<|im_start|>assistant\n<|im_end|>\n",
+        ],
+        [[(52, 67), (121, 138)], [], [(81, 91)]],
+    ),
+    (
+        chat(MARKED, loss="assistant"),
+        ["<s>[Hi]Hello</s>[Bye]See you</s>", "<s>[ x ]", "<s>[S][]</s>"],
+        [[(7, 16), (21, 32)], [], [(8, 12)]],
+    ),
+    (
+        chat("{{ strftime_now('%d %B %Y') }}{{ messages[0].content }}"),
+        ["26 July 2024Hi", "26 July 2024 x ", "26 July 2024S"],
+        [None, None, None],
+    ),
+]
+
+
+def test_documents_are_those_of_this_recipe_version(tmp_path):
+    """Caches that users have were made by this version: it must not mean anything else."""
+    piece = write(tmp_path / "a.jsonl", GOLDEN_ROWS)
+    changed = (
+        "The same rows give other documents than before: raise documents.RECIPE_VERSION, so that "
+        "caches made by the old version are made anew, then write the new documents here"
+    )
+    for made, texts, spans in GOLDEN:
+        assert render(made, piece)[:2] == (texts, spans), changed
+    assert documents.RECIPE_VERSION == GOLDEN_VERSION, (
+        "RECIPE_VERSION was raised: write the new version, and what is new, here"
+    )
+    keys = {
+        "text": ["add_special_tokens", "form", "loss", "text", "version"],
+        "messages": ["add_special_tokens", "chat_template", "form", "loss", "messages",
+                     "special_tokens", "version"],
+        "prompt_completion": ["add_special_tokens", "completion", "form", "loss", "prompt",
+                              "version"],
+    }  # fmt: skip
+    for made, *_ in GOLDEN:
+        assert sorted(made) == keys[made["form"]], changed
+        assert made["add_special_tokens"] == (made["form"] != "messages")
+
+
+def test_user_errors_have_no_traceback_of_another_error():
+    with pytest.raises(UserError) as caught:
+        recipe({"text": "{a"})
+    assert caught.value.__suppress_context__

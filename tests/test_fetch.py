@@ -1,0 +1,152 @@
+"""Data sets fetched through `datasets`, from a folder on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datafiles import fails
+
+from tokencache import documents, fetch, sources
+from tokencache.config import Dataset
+from tokencache.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets-cache"))
+
+
+ROWS = [
+    {"text": f"row {n} 🙂" if n % 5 else None, "messages": [{"role": "user", "content": str(n)}]}
+    for n in range(23)
+]
+
+
+def folder_of(tmp_path, kind="jsonl", rows=ROWS, split="train"):
+    folder = tmp_path / "dataset"
+    folder.mkdir(exist_ok=True)
+    half = len(rows) // 2
+    for number, part in enumerate((rows[:half], rows[half:])):
+        name = f"{split}-{number:05d}-of-00002.{kind}"
+        if kind == "parquet":
+            pq.write_table(pa.Table.from_pylist(part), folder / name)
+        else:
+            lines = [json.dumps(row) + "\n" for row in part]
+            (folder / name).write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def wanted(path, split="train", num_shards=4, name=None):
+    """The plan's entry."""
+    return {
+        "key": "k", "dataset": "qa", "name": name, "split": split, "num_shards": num_shards,
+        "reference": {"path": str(path), "hub": None, "revision": None},
+    }  # fmt: skip
+
+
+def pieces(out, count):
+    found = [sources.Source(f"{out}/{n:05d}.arrow", "arrow", None, "line") for n in range(count)]
+    return [fetch.piece(str(out), source) for source in found]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_are_those_of_the_data_set_in_order(tmp_path, kind):
+    out = tmp_path / "fetched" / "k"
+    fetch.fetch(wanted(folder_of(tmp_path, kind)), out)
+    assert sorted(os.listdir(out)) == [*(f"{n:05d}.arrow" for n in range(4)), fetch.MANIFEST]
+    assert os.listdir(out.parent) == ["k"], "nothing temporary is left"
+    texts, messages, sizes = [], [], []
+    for piece, digest in pieces(out, 4):
+        tables = list(sources.read_text(piece, ["text"], digest))
+        sizes.append(sum(table.num_rows for table in tables))
+        texts += [text for table in tables for text in table["text"].to_pylist()]
+        found = [row for rows in sources.read_rows(piece, ["messages"], digest) for row in rows]
+        messages += [row["messages"] for row in found]
+    assert texts == [row["text"] for row in ROWS]
+    assert messages == [row["messages"] for row in ROWS]
+    assert sizes == [6, 6, 6, 5]
+
+
+def test_a_part_of_a_split(tmp_path):
+    out = tmp_path / "k"
+    fetch.fetch(wanted(folder_of(tmp_path), "train[2:7]", 1), out)
+    ((piece, digest),) = pieces(out, 1)
+    (table,) = sources.read_text(piece, ["text"], digest)
+    assert table["text"].to_pylist() == [row["text"] for row in ROWS[2:7]]
+
+
+def test_fewer_rows_than_files(tmp_path):
+    out = tmp_path / "k"
+    fetch.fetch(wanted(folder_of(tmp_path, rows=ROWS[1:3]), num_shards=5), out)
+    recipe = documents.recipe(Dataset(files=["-"]), None, {})
+    texts = []
+    for piece, digest in pieces(out, 5):
+        for batch in documents.render(recipe, piece, digest):
+            texts += batch.texts.to_pylist()
+    assert texts == ["row 1 🙂", "row 2 🙂"]
+
+
+def test_two_fetches_are_equal_to_the_byte(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, "parquet")
+    fetch.fetch(wanted(folder), tmp_path / "one")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "another-cache"))
+    fetch.fetch(wanted(folder), tmp_path / "two")
+    for name in os.listdir(tmp_path / "one"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_many_rows_make_many_batches_and_all_are_checked(tmp_path):
+    rows = [{"text": str(n)} for n in range(2500)]
+    out = tmp_path / "k"
+    fetch.fetch(wanted(folder_of(tmp_path, rows=rows), num_shards=1), out)
+    ((piece, digest),) = pieces(out, 1)
+    assert piece.stop >= 3
+    data = bytearray((out / "00000.arrow").read_bytes())
+    data[len(data) // 2] ^= 1
+    (out / "00000.arrow").write_bytes(data)
+    fails(lambda: list(sources.read_text(piece, ["text"], digest)), "run snakemake again")
+
+
+def test_a_fetched_folder_that_is_gone(tmp_path):
+    gone = tmp_path / "gone"
+    source = sources.Source(f"{gone}/00000.arrow", "arrow", None, "line")
+    fails(lambda: fetch.piece(str(gone), source), str(gone), "run snakemake again")
+
+
+def test_what_cannot_be_had(tmp_path):
+    folder = folder_of(tmp_path)
+    out = tmp_path / "fetched" / "k"
+    for entry, said in [
+        (wanted(folder, "test"), "test"),
+        (wanted(folder, name="german"), "german"),
+        (wanted(folder, "train[zzz]"), "zzz"),
+        (wanted(tmp_path / "nowhere"), "nowhere"),
+    ]:
+        message = fails(lambda entry=entry: fetch.fetch(entry, out), said)
+        assert message.startswith("datasets.qa: `datasets` can't load it: ")
+        assert not out.exists()
+    (folder / "train-00000-of-00002.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    message = fails(
+        lambda: fetch.fetch(wanted(folder), out), "datasets.qa: `datasets` can't load it"
+    )
+    assert "JSON" in message, "the reason, not just the step"
+    assert not out.exists()
+
+
+def test_a_data_set_script_is_refused_with_the_reason(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "old.py").write_text("raise SystemExit('never run')\n")
+    fails(
+        lambda: fetch.fetch(wanted(tmp_path / "old"), tmp_path / "k"), "can't load it: ", "script"
+    )
+
+
+def test_what_save_to_disk_wrote_is_refused_with_the_reason(tmp_path):
+    datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match="save_to_disk"):
+        fetch.fetch(wanted(tmp_path / "saved"), tmp_path / "k")

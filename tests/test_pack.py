@@ -1,0 +1,398 @@
+"""A cache's rows are what a few lines of plain Python make of the same documents."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+from blake3 import blake3
+from datafiles import fails
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shards import IGNORED, build, entry, labelled, naive_windows, tokens, write_shard
+
+from tokencache import pack
+
+
+def document(length, first=10, prefix=0, suffix=0, mask=None):
+    """Content that counts up from `first`, between special tokens 1, 2, … and 5, 6, …"""
+    content = [first + n for n in range(length)]
+    ids = [*range(1, 1 + prefix), *content, *range(5, 5 + suffix)]
+    return ids, mask or [True] * len(ids)
+
+
+def tree(folder):
+    """Digests of all files of a folder by their paths in it."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@st.composite
+def shards(draw):
+    """Shards of documents with the same numbers of special tokens, and how to cut them."""
+    prefix, suffix = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+    masked = draw(st.booleans())
+
+    def one(length):
+        ids = document(length, draw(st.integers(10, 60)), prefix, suffix)[0]
+        mask = [True] * len(ids)
+        if masked:
+            mask = draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
+        return ids, mask
+
+    lengths = st.lists(st.integers(0, 25), max_size=7)
+    found = [[one(n) for n in draw(lengths)] for _ in range(draw(st.integers(1, 3)))]
+    wanted = entry(
+        draw(st.integers(prefix + suffix + 1, 14)),
+        draw(st.sampled_from(["truncate", "split", "drop"])),
+        draw(st.sampled_from(["none", "best_fit"])),
+    )
+    return found, prefix, suffix, masked, wanted
+
+
+@settings(max_examples=250, deadline=None)
+@given(shards(), st.integers(1, 4))
+def test_rows_are_those_of_plain_python(drawn, batch):
+    found, prefix, suffix, masked, wanted = drawn
+    everything = [d for shard in found for d in shard]
+    expected = naive_windows(everything, wanted, prefix, suffix)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [
+            write_shard(Path(folder, f"{n}.arrow"), shard, masked, batch=batch)
+            for n, shard in enumerate(found)
+        ]
+        whole = pack.Documents(paths)
+        assert len(whole) == len(everything)
+        assert whole.shard.tolist() == [n for n, shard in enumerate(found) for _ in shard]
+        assert whole.row.tolist() == [n for shard in found for n in range(len(shard))]
+        cut, counts = pack.windows(whole, wanted["max_length"], wanted["overflow"], prefix + suffix)
+        gather = pack.Gatherer(whole, prefix, suffix)
+        ids, trained, lengths = gather(cut)
+        assert ids.dtype == np.uint16
+        ends = np.cumsum(lengths)[:-1]
+        made = (
+            [
+                (int(number), i.tolist(), t.tolist())
+                for number, i, t in zip(
+                    cut.document, np.split(ids, ends), np.split(trained, ends), strict=True
+                )
+            ]
+            if len(lengths)
+            else []
+        )
+        assert made == expected
+        check_counts(counts, everything, expected, wanted, prefix + suffix)
+        check_rows(cut, wanted, prefix + suffix)
+        # Any choice of windows, in any order, is gathered alike.
+        some = np.arange(len(expected))[::-2]
+        ids, trained, _ = gather(cut[some])
+        assert ids.tolist() == [i for n in some for i in expected[n][1]]
+        assert trained.tolist() == [t for n in some for t in expected[n][2]]
+
+
+def check_counts(counts, everything, expected, wanted, specials):
+    rooms = [len(ids) for ids, _ in everything if len(ids) > wanted["max_length"]]
+    lost = {
+        "truncate": sum(rooms) - wanted["max_length"] * len(rooms),
+        "drop": sum(rooms),
+        "split": 0,
+    }
+    assert counts == {
+        "documents": len(everything),
+        "documents_empty": sum(not ids for ids, _ in everything),
+        "documents_too_long": len(rooms),
+        "tokens_lost": lost[wanted["overflow"]],
+    }
+    if wanted["overflow"] == "split":
+        kept = sum(len(ids) for _, ids, _ in expected)
+        pieces = len(expected) - sum(bool(ids) for ids, _ in everything)
+        assert kept == sum(len(ids) for ids, _ in everything) + specials * pieces
+
+
+def check_rows(cut, wanted, specials):
+    made = pack.rows(cut, wanted["max_length"], wanted["packing"], specials)
+    sizes = cut.content + specials
+    if wanted["packing"] == "none":
+        assert len(made) == len(sizes)
+        assert made.windows is cut and not made.packed
+        return
+    assert made.packed
+    assert made.first[0] == 0 and made.first[-1] == len(sizes) == len(made.windows.document)
+    keys = list(zip(made.windows.document, made.windows.start, strict=True))
+    assert sorted(keys) == sorted(zip(cut.document, cut.start, strict=True))
+    ranges = list(pairwise(made.first))
+    packed = made.windows.content + specials
+    assert all(0 < packed[a:b].sum() <= wanted["max_length"] for a, b in ranges)
+    assert all(keys[a:b] == sorted(keys[a:b]) for a, b in ranges), "documents keep their order"
+    firsts = [keys[a] for a, _ in ranges]
+    assert firsts == sorted(firsts), "and so do rows, by their first document"
+
+
+# Validation
+
+
+def some_documents(shard_lengths, folder, length=1):
+    paths = [
+        write_shard(folder / f"{n}-{count}-{length}.arrow", [document(length)] * count, batch=1000)
+        for n, count in enumerate(shard_lengths)
+    ]
+    return pack.Documents(paths)
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "kept"),
+    [(1000, 0.05, 50), (1000, 0.0004, 1), (10, 0.99, 9), (2, 0.5, 1), (1, 0.5, 0), (0, 0.5, 0),
+     (7, 0.0, 0), (1001, 0.5, 500)],
+)  # fmt: skip
+def test_fraction_is_exact_and_leaves_something_on_each_side(tmp_path, count, fraction, kept):
+    found = some_documents([count], tmp_path)
+    assert pack.draw_validation(found, ["a"], fraction, 1).sum() == kept
+
+
+def test_the_same_documents_are_drawn_for_every_model_and_length(tmp_path):
+    one = some_documents([300, 200], tmp_path)
+    other = some_documents([300, 200], tmp_path, length=9)
+    kept = pack.draw_validation(one, ["a", "b"], 0.1, 42)
+    assert np.array_equal(kept, pack.draw_validation(other, ["a", "b"], 0.1, 42))
+    assert not np.array_equal(kept, pack.draw_validation(one, ["a", "b"], 0.1, 43))
+    assert not np.array_equal(kept, pack.draw_validation(one, ["a", "c"], 0.1, 42))
+
+
+def test_what_is_drawn_is_the_same_on_every_machine(tmp_path):
+    kept = pack.draw_validation(some_documents([12, 8], tmp_path), ["a", "b"], 0.25, 42)
+    assert np.flatnonzero(kept).tolist() == [0, 6, 8, 12, 19]
+
+
+def test_what_is_drawn_hardly_depends_on_other_shards(tmp_path):
+    few = pack.draw_validation(some_documents([1000, 1000], tmp_path), ["a", "b"], 0.1, 42)
+    more = some_documents([1000, 1000, 500], tmp_path)
+    grown = pack.draw_validation(more, ["a", "b", "c"], 0.1, 42)
+    assert (few != grown[:2000]).sum() <= 30  # a fresh draw changes some 360
+    first = some_documents([500, 1000, 1000], tmp_path)
+    moved = pack.draw_validation(first, ["c", "a", "b"], 0.1, 42)
+    assert np.array_equal(moved, np.concatenate([grown[2000:], grown[:2000]]))
+
+
+def test_rows_added_to_a_shard_leave_its_others_drawn(tmp_path):
+    few = pack._draws(42, "a", 10)
+    assert np.array_equal(pack._draws(42, "a", 15)[:10], few)
+
+
+# Caches
+
+
+@pytest.mark.parametrize("overflow", ["truncate", "split", "drop"])
+@pytest.mark.parametrize("packing", ["none", "best_fit"])
+@pytest.mark.parametrize(("masked", "ids"), [(False, "uint16"), (True, "int32")])
+def test_cache_is_what_load_from_disk_opens(tmp_path, overflow, packing, masked, ids, monkeypatch):
+    monkeypatch.setattr(pack, "TOKENS_IN_A_FILE", 50)
+    monkeypatch.setattr(pack, "TOKENS_IN_A_BATCH", 30)
+    random = np.random.default_rng(3)
+    high = 70_000 if ids == "int32" else 65_530
+    documents = []
+    for length in random.integers(0, 30, 60):
+        row, mask = document(int(length), int(random.integers(10, high)) - 60, 1, 1)
+        documents.append((row, random.random(len(row)) < 0.5 if masked else mask))
+    documents = [(row, [bool(m) for m in mask]) for row, mask in documents]
+    paths = [
+        write_shard(tmp_path / f"{n}.arrow", documents[a : a + 25], masked, ids, batch=7)
+        for n, a in enumerate((0, 25, 50))
+    ]
+    wanted = entry(12, overflow, packing, {"fraction": 0.2, "seed": 7})
+    found, made = build(tmp_path / "cache", paths, wanted, prefix=1, suffix=1)
+    assert list(found) == ["train", "validation"]
+    assert len(found["train"].cache_files) > 1
+    columns = ["input_ids", "labels"]
+    columns += ["position_ids", "seq_lengths"] if packing != "none" else []
+    windows = []
+    for name, rows in found.items():
+        assert rows.column_names == columns
+        for column in columns:
+            kind = ids if column == "input_ids" else "int32"
+            assert rows.features[column] == datasets.List(datasets.Value(kind))
+        assert str(rows.split) == name
+        tokens_of = sum(len(ids) for ids in rows["input_ids"])
+        assert len(rows.cache_files) >= max(1, tokens_of // 62)
+        windows += check_split(rows, made["splits"][name], packing)
+    assert sorted(windows) == sorted(
+        (i, labelled(i, [False, *m[1:]] if packing != "none" else m))
+        for _, i, m in naive_windows(documents, wanted, 1, 1)
+    )
+    assert found["train"]._fingerprint != found["validation"]._fingerprint
+
+
+def check_split(rows, made, packing):
+    """The documents' parts in the rows, with their labels; what cache.json says of them."""
+    windows = []
+    for row in rows:
+        total = len(row["input_ids"])
+        assert 0 < total <= 12
+        lengths = row["seq_lengths"] if packing != "none" else [total]
+        assert sum(lengths) == total == len(row["labels"])
+        if packing != "none":
+            assert row["position_ids"] == [n for length in lengths for n in range(length)]
+        stops = np.cumsum(lengths).tolist()
+        for start, stop in zip([0, *stops], stops, strict=False):
+            windows.append((row["input_ids"][start:stop], row["labels"][start:stop]))
+            assert packing == "none" or row["labels"][start] == IGNORED
+    trained = [sum(label != IGNORED for label in row["labels"]) for row in rows]
+    total = sum(len(row["input_ids"]) for row in rows)
+    assert made == {
+        "rows": len(rows),
+        "windows": len(windows),
+        "tokens": total,
+        "tokens_trained": sum(trained),
+        "rows_without_trained_tokens": trained.count(0),
+        "filled": round(total / (12 * len(rows)), 6),
+    }
+    return windows
+
+
+def test_cache_json_says_what_is_there_and_two_builds_are_equal(tmp_path):
+    paths = [write_shard(tmp_path / "0.arrow", [document(n % 9) for n in range(50)])]
+    wanted = entry(8, "split", "best_fit", {"fraction": 0.1, "seed": 1}, "ab" * 16)
+    provenance = {"model": "model", "sources": {"train": [{"path": "Größe.jsonl"}]}}
+    trees = []
+    for name in ("one", "two"):
+        out = tmp_path / name / "8-abab"
+        _, made = build(out, paths, wanted, provenance=provenance)
+        trees.append(tree(out))
+    assert trees[0] == trees[1]
+    assert made["key"] == "ab" * 16
+    assert made["sources"] == provenance["sources"]
+    assert made["documents"]["train"]["documents"] == 50
+    assert sorted(made["files"]) == sorted(set(trees[0]) - {"cache.json"})
+    for name, said in made["files"].items():
+        data = (out / name).read_bytes()
+        assert said == {"bytes": len(data), "blake3": blake3(data).hexdigest()}
+    assert os.listdir(tmp_path / "two") == ["8-abab"], "nothing temporary is left"
+
+
+def test_a_cache_is_readable_with_pyarrow_alone(tmp_path):
+    paths = [write_shard(tmp_path / "0.arrow", [document(4), document(2)])]
+    build(tmp_path / "cache", paths, entry(8))
+    folder = tmp_path / "cache" / "train"
+    state = json.loads((folder / "state.json").read_text())
+    rows = []
+    for file in state["_data_files"]:
+        with pa.ipc.open_stream(folder / file["filename"]) as reader:
+            rows += reader.read_all()["input_ids"].to_pylist()
+    assert rows == [[10, 11, 12, 13], [10, 11]]
+
+
+def test_rows_are_gathered_a_thousand_at_a_time_and_fewer_where_they_are_long(
+    tmp_path, monkeypatch
+):
+    gathered = []
+    gather = pack.Gatherer.__call__
+
+    def watched(self, found):
+        made = gather(self, found)
+        gathered.append((len(made[2]), len(made[0])))
+        return made
+
+    monkeypatch.setattr(pack.Gatherer, "__call__", watched)
+    paths = [write_shard(tmp_path / "0.arrow", [document(3)] * 2500, batch=1000)]
+    plain, _ = build(tmp_path / "a", paths, entry(8))
+    assert [rows for rows, _ in gathered] == [1000, 1000, 500]
+    gathered.clear()
+    monkeypatch.setattr(pack, "TOKENS_IN_A_BATCH", 300)
+    short, _ = build(tmp_path / "b", paths, entry(8))
+    assert len(gathered) > 20 and max(tokens for _, tokens in gathered) <= 303
+    assert short["train"][:] == plain["train"][:]
+
+
+def test_documents_of_many_shards_in_one_row_keep_their_masks(tmp_path):
+    """Packing mixes documents of all shards in each row."""
+    count, paths, documents = 40, [], []
+    for n in range(count):
+        long, short = document(7, 100 * n + 10), document(1 + n % 3, 100 * n + 60)
+        pair = [(long[0], [i % 3 == n % 3 for i in range(7)]), (short[0], [True] * len(short[0]))]
+        documents += pair
+        paths.append(write_shard(tmp_path / f"{n}.arrow", pair, masked=True))
+    wanted = entry(10, packing="best_fit")
+    found, _ = build(tmp_path / "cache", paths, wanted)
+    labels = {tuple(ids): labelled(ids, [False, *mask[1:]]) for ids, mask in documents}
+    for row in found["train"]:
+        stops = np.cumsum(row["seq_lengths"]).tolist()
+        for start, stop in zip([0, *stops], stops, strict=False):
+            assert row["labels"][start:stop] == labels[tuple(row["input_ids"][start:stop])]
+
+
+def test_validation_of_its_own_files(tmp_path):
+    train = write_shard(tmp_path / "train.arrow", [document(3)] * 4)
+    other = write_shard(tmp_path / "other.arrow", [document(2, 50)] * 3)
+    paths = {"train": [train], "validation": [other]}
+    found, made = build(tmp_path / "cache", paths, entry(8, validation="given"))
+    assert found["train"]["input_ids"] == [[10, 11, 12]] * 4
+    assert found["validation"]["input_ids"] == [[50, 51]] * 3
+    assert made["documents"]["validation"]["documents"] == 3
+
+
+@pytest.mark.parametrize("packing", ["none", "best_fit"])
+def test_validation_without_a_row(tmp_path, packing):
+    paths = {
+        "train": [write_shard(tmp_path / "train.arrow", [document(3)] * 4)],
+        "validation": [write_shard(tmp_path / "empty.arrow", [])],
+    }
+    found, made = build(tmp_path / "cache", paths, entry(8, "drop", packing, "given"))
+    assert len(found["train"]) == (4 if packing == "none" else 2)
+    assert len(found["validation"]) == 0
+    assert made["splits"]["validation"]["rows"] == 0
+    assert found["validation"].features == found["train"].features
+    long = write_shard(tmp_path / "long.arrow", [document(30)])
+    found, _ = build(
+        tmp_path / "dropped", paths | {"validation": [long]}, entry(8, "drop", packing, "given")
+    )
+    assert len(found["validation"]) == 0
+
+
+def test_no_validation(tmp_path):
+    paths = [write_shard(tmp_path / "0.arrow", [document(3)] * 4)]
+    for number, validation in enumerate((None, {"fraction": 0.0, "seed": 1})):
+        found, _ = build(tmp_path / str(number), paths, entry(8, validation=validation))
+        assert list(found) == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("documents", "masked", "said"),
+    [
+        ([], False, "no document is left to train on"),
+        ([([], [])] * 3, False, "no document is left to train on"),
+        ([document(9)] * 3, False, "overflow: drop, max_length may be too small"),
+        ([document(4, mask=[False] * 4)], True, "leaves no token to train on; look at loss:"),
+    ],
+)
+def test_nothing_to_train_on_leaves_nothing_behind(tmp_path, documents, masked, said):
+    paths = [write_shard(tmp_path / "shards" / "0.arrow", documents, masked)]
+    (tmp_path / "out").mkdir()
+    wanted = entry(8, "drop", validation={"fraction": 0.5, "seed": 1})
+    message = fails(lambda: build(tmp_path / "out" / "cache", paths, wanted), said)
+    assert message.startswith("model, data, 8: ")
+    assert not os.listdir(tmp_path / "out")
+
+
+def test_packed_documents_of_one_token_leave_nothing_to_train_on(tmp_path):
+    paths = [write_shard(tmp_path / "0.arrow", [document(1)] * 3)]
+    wanted = entry(8, packing="best_fit")
+    fails(lambda: build(tmp_path / "cache", paths, wanted), "leaves no token to train on")
+
+
+def test_missing_token_shard_is_named(tmp_path):
+    gone = str(tmp_path / "gone.arrow")
+    fails(lambda: pack.build(entry(8), tokens({"train": [gone]}), tmp_path / "cache"),
+          gone, "run snakemake again")  # fmt: skip
+    assert not (tmp_path / "cache").exists()
+
+
+def test_no_shard_at_all_is_no_document(tmp_path):
+    wanted = entry(8, validation={"fraction": 0.5, "seed": 1})
+    fails(lambda: build(tmp_path / "cache", [], wanted), "no document is left to train on")

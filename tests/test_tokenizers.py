@@ -1,0 +1,198 @@
+"""Tokenizers: their files, keys, facts, and the folders they are laid down in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from conftest import PUBLISHED, TOYS, make_texts
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from tokencache import engines, tokenizers
+from tokencache.config import Reference
+from tokencache.errors import UserError
+
+
+def at(path: Path) -> Reference:
+    return Reference(path=str(path))
+
+
+@pytest.fixture
+def copied(tokenizer_folder, tmp_path):
+    """A copy of a toy tokenizer's folder, and a function that edits a JSON file in it."""
+    folder = tmp_path / "copied"
+    shutil.copytree(tokenizer_folder("bos_eos"), folder)
+
+    def edit(name: str, **changes) -> None:
+        file = folder / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return folder, edit
+
+
+def key_and_parts(folder: Path) -> tuple[str, dict[str, str]]:
+    found = tokenizers.describe(at(folder))
+    return found.key, found.parts
+
+
+@pytest.mark.parametrize("name", [*TOYS, PUBLISHED[0], PUBLISHED[3]])
+def test_materialized_folder_gives_the_same_ids_everywhere(name, tokenizer_folder, tmp_path):
+    source = tokenizer_folder(name)
+    found = tokenizers.describe(at(source))
+    folder = tmp_path / "made"
+    tokenizers.materialize(at(source), folder, found.key)
+    files = ["facts.json", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(file.name for file in folder.iterdir()) == files
+    assert tokenizers.facts(folder) == found
+    texts = make_texts(300, seed=3)
+    reference = AutoTokenizer.from_pretrained(source)
+    wanted = reference(texts)["input_ids"]
+    for loader in (AutoTokenizer, PreTrainedTokenizerFast):
+        made = loader.from_pretrained(folder)
+        assert made(texts)["input_ids"] == wanted
+        assert made.padding_side == made.truncation_side == "right"
+        assert made.pad_token == found.pad_token
+        assert reference.special_tokens_map.items() <= made.special_tokens_map.items()
+    assert max(map(max, filter(None, wanted))) < found.vocab_size
+    for text, ids in zip(texts, wanted, strict=True):
+        bare = reference(text, add_special_tokens=False)["input_ids"]
+        assert ids == found.prefix + bare + found.suffix
+
+
+def test_facts(tokenizer_folder):
+    found = tokenizers.describe(at(tokenizer_folder("bos_eos")))
+    assert (found.prefix, found.suffix) == ([0], [1])
+    assert found.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+    assert found.pad_token == "</s>"
+    assert found.notes == [
+        "no pad token: eos '</s>' is used; rows are masked by length, so a real eos stays in "
+        "the loss"
+    ]
+    assert len(found.key) == 32
+    assert json.loads(json.dumps(asdict(found))) == asdict(found)
+    assert tokenizers.describe(at(tokenizer_folder("wordpiece"))).notes == []
+
+
+def test_key_is_of_content_alone(copied, tmp_path):
+    folder, edit = copied
+    before = key_and_parts(folder)
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    content = json.loads((moved / "tokenizer.json").read_text())
+    text = json.dumps(dict(reversed(content.items())), indent=7)
+    (moved / "tokenizer.json").write_text(text)
+    assert key_and_parts(moved) == before
+    truncation = {
+        "direction": "Left", "max_length": 5, "strategy": "LongestFirst", "stride": 0,
+    }  # fmt: skip
+    edit("tokenizer.json", truncation=truncation)
+    edit("tokenizer_config.json", chat_template="{{ messages }}", model_max_length=7)
+    assert key_and_parts(folder) == before
+    assert tokenizers.describe(at(folder)).chat_template == "{{ messages }}"
+
+
+def test_key_says_what_changed(copied):
+    folder, edit = copied
+    key, parts = key_and_parts(folder)
+    edit("tokenizer_config.json", pad_token="<s>")
+    changed, now = key_and_parts(folder)
+    assert changed != key
+    assert {name for name in parts if parts[name] != now[name]} == {"special tokens"}
+    edit("tokenizer.json", pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True,
+                                          "trim_offsets": True, "use_regex": True})  # fmt: skip
+    _, last = key_and_parts(folder)
+    assert {n for n in parts if now[n] != last[n]} == {"tokenizer.json", "probe ids"}
+
+
+def test_class_that_builds_other_ids_is_right(copied, tmp_path):
+    """AutoTokenizer may build a class that heeds more than tokenizer.json: that is what counts."""
+    folder, edit = copied
+    edit("tokenizer_config.json", tokenizer_class="GPT2Tokenizer", add_prefix_space=True)
+    reference = AutoTokenizer.from_pretrained(folder)
+    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert reference("a b")["input_ids"] != own.encode("a b").ids
+    found = tokenizers.describe(at(folder))
+    assert any("GPT2Tokenizer" in note for note in found.notes)
+    tokenizers.materialize(at(folder), tmp_path / "made", found.key)
+    made = AutoTokenizer.from_pretrained(tmp_path / "made")
+    texts = make_texts(50, seed=4)
+    assert made(texts)["input_ids"] == reference(texts)["input_ids"]
+
+
+def test_files_of_a_folder_leave_weights_out(copied):
+    folder, _ = copied
+    for name in ("model.safetensors", "config.json", "chat_template.jinja", "notes.md"):
+        (folder / name).write_text("{}")
+    found = {file.name for file in tokenizers.files_of(at(folder))}
+    assert found == {
+        "tokenizer.json", "tokenizer_config.json", "config.json", "chat_template.jinja",
+    }  # fmt: skip
+    assert tokenizers.files_of(at(folder / "tokenizer.json")) == [folder / "tokenizer.json"]
+
+
+def test_changed_since_the_plan(copied, tmp_path):
+    folder, _ = copied
+    with pytest.raises(UserError, match="changed since the plan was made; run snakemake again"):
+        tokenizers.materialize(at(folder), tmp_path / "made", "0" * 32)
+    assert not (tmp_path / "made").exists()
+    with pytest.raises(UserError, match="run snakemake again"):
+        tokenizers.facts(tmp_path / "made")
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(UserError) as error:
+        tokenizers.describe(at(folder))
+    said = str(error.value)
+    assert "\n" not in said
+    return said
+
+
+def test_what_is_no_tokenizer_is_refused(copied, tmp_path):
+    folder, edit = copied
+    assert "there is no file or folder" in refused(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    assert "holds no tokenizer" in refused(tmp_path / "empty")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    edit("tokenizer.json", model=content["model"] | {"dropout": 0.1})
+    assert "dropout" in refused(folder)
+    (folder / "tokenizer.json").write_text("{ broken")
+    assert "can't be loaded" in refused(folder)
+
+
+def test_slow_tokenizer_that_cannot_be_converted_is_refused(tmp_path):
+    (tmp_path / "vocab.json").write_text(json.dumps({"<unk>": 0, "a</w>": 1, "b</w>": 2}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    config = {"tokenizer_class": "CTRLTokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    said = refused(tmp_path)
+    assert "slow tokenizer (CTRLTokenizer) that can't be converted" in said
+    assert "tokenizer.json" in said
+
+
+def test_one_file_names_no_special_tokens(copied):
+    folder, _ = copied
+    found = tokenizers.describe(at(folder / "tokenizer.json"))
+    assert found.special_tokens == {}
+    assert found.notes == ["neither a pad nor an eos token"]
+
+
+def test_characters_of_unsettled_kind_go_to_the_reference(tokenizer_folder, tmp_path):
+    """Two versions of Unicode split or compose these in two ways."""
+    texts = ["\U00032fc7<r", "\u0301\u1abf", "\U000326f5\\n", "a\u0301\u0897", "plain", "", "🙂 é"]
+    for name in ("bos_eos", "qwen2.5"):
+        source = tokenizer_folder(name)
+        folder = tmp_path / name
+        tokenizers.materialize(at(source), folder, tokenizers.describe(at(source)).key)
+        found = engines.Engines(folder, "gigatoken")
+        for chosen in (texts, texts[::-1], texts[4:], texts[:4], []):
+            array = pa.array(["sliced off", *chosen], pa.large_string()).slice(1)
+            encoded = found.encode(array)
+            wanted = found.reference.encode(array)
+            assert encoded.offsets.tolist() == wanted.offsets.tolist()
+            assert encoded.ids.tolist() == wanted.ids.tolist()
