@@ -364,3 +364,18 @@ def test_user_errors_have_no_traceback_of_another_error():
     with pytest.raises(UserError) as caught:
         recipe({"text": "{a"})
     assert caught.value.__suppress_context__
+
+
+def test_a_row_s_line_counts_blank_lines(tmp_path):
+    path = tmp_path / "chat.jsonl"
+    good = json.dumps({"messages": [{"role": "user", "content": "a"}]})
+    path.write_text("\n".join(["", good, " ", good, json.dumps({"messages": []}), good]) + "\n")
+    dataset = Dataset(files=[str(path)], document={"messages": "messages"})
+    made = documents.recipe(dataset, "{% for m in messages %}{{ m.content }}{% endfor %}", {})
+    source = sources.Source(str(path), "jsonl", None, "line")
+    whole = sources.Piece(source, 0, path.stat().st_size)
+    with pytest.raises(UserError, match=r"chat\.jsonl:5: the messages are an empty list"):
+        list(documents.render(made, whole, sources.digest(whole)))
+    later = sources.Piece(source, len(good) + 2, path.stat().st_size)
+    with pytest.raises(UserError, match=r"chat\.jsonl:5: "):
+        list(documents.render(made, later, sources.digest(later)))

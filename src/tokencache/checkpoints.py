@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .errors import UserError
-from .files import hash_file, published, read_json, write_json
+from .files import hash_file, is_running, process_tag, published, read_json, write_json
 from .metrics import say
 
 ABOUT = "tokencache.json"
@@ -27,6 +27,28 @@ class Checkpoint:
     step: int
     counts: dict[str, int]
     seconds: float
+
+
+@contextmanager
+def claimed(checkpoints: Path) -> Iterator[None]:
+    """The checkpoints of a run that no other process of this machine trains meanwhile.
+
+    Raises UserError where one does. The claim of a dead process, or of a machine that
+    may be gone, holds nobody up: checkpoints of one run are equal, whoever writes them.
+    """
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    mine = checkpoints / f"claim.{process_tag()}"
+    others = [claim for claim in checkpoints.glob("claim.*") if claim != mine]
+    for claim in others:
+        tag = claim.name.removeprefix("claim.")
+        if is_running(tag):
+            raise UserError(f"process {tag.split('-')[-2]} trains this run; wait until it ends")
+        claim.unlink(missing_ok=True)
+    mine.touch()
+    try:
+        yield
+    finally:
+        mine.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -250,8 +250,8 @@ def _conversations(recipe: dict[str, Any], piece: Piece, shard_key: str) -> Iter
 def _where(piece: Piece, row: int) -> str:
     """The place of a piece's row, counted from 1."""
     path, kind = piece.source.path, piece.source.format
-    if kind == "jsonl":  # rows before it, blank lines aside
-        return f"{path}: row {sources.line_number(piece, row - 1)}"
+    if kind == "jsonl":
+        return f"{path}:{sources.line_of_row(piece, row)}"
     units = {"parquet": "row group", "arrow": "record batch"}
     return f"{path}: row {row}" + (f" from {units[kind]} {piece.start} on" if piece.start else "")
 

@@ -6,6 +6,7 @@ import errno
 import glob
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from blake3 import blake3
 
 from .errors import UserError
@@ -49,7 +51,7 @@ def published(final: str | Path, folder: bool = False) -> Iterator[Path]:
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
     _remove_dead(final)
-    prefix = f".{final.name}.{_process(os.getpid())}."
+    prefix = f".{final.name}.{process_tag()}."
     temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=final.parent))
     target = temporary / final.name
     try:
@@ -70,17 +72,36 @@ def published(final: str | Path, folder: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _process(pid: int) -> str:
-    """A process by machine, its container's process numbers, and number."""
-    return f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}-{pid}"
+def process_tag() -> str:
+    """This process, told from every other one that may write to the same disk."""
+    return f"{_place()}-{os.getpid()}-{psutil.Process().create_time():.0f}"
+
+
+def is_running(tag: str) -> bool | None:
+    """Whether the process of a tag still runs; None of one that can't be seen from here."""
+    place, pid, started = tag.rsplit("-", 2)
+    if place != _place():
+        return None
+    try:
+        process = psutil.Process(int(pid))
+        # The start is known to a second: nothing else has had that number within it.
+        same = abs(process.create_time() - float(started)) < 2
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _place() -> str:
+    """The machine, and in a container the numbering of its processes too."""
+    numbering = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}-{numbering.stat().st_ino if numbering.exists() else 0}"
 
 
 def _remove_dead(final: Path) -> None:
-    """Remove what a killed process of this machine left of the same target."""
+    """Remove what killed processes left of the same target."""
     for left in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
-        process = left.name.removeprefix(f".{final.name}.").rsplit(".", 2)[0]
-        pid = process.rpartition("-")[2]
-        if pid.isdigit() and process == _process(int(pid)) and not Path("/proc", pid).exists():
+        tag = left.name.removeprefix(f".{final.name}.").rsplit(".", 2)[0]
+        if re.fullmatch(r".+-\d+-\d+", tag) and is_running(tag) is False:
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -101,6 +101,20 @@ def line_number(piece: Piece, before: int) -> int:
     return before + 1
 
 
+def line_of_row(piece: Piece, row: int) -> int:
+    """The number, from 1, of the line of the file that holds a piece's row, from 1, of JSON
+    Lines, where blank lines are no rows."""
+    with open(piece.source.path, "rb") as file:
+        file.seek(piece.start)
+        lines = (line for part in chunks(blocks(decompressed(piece.source, file)), b"\n")
+                 for line in part.splitlines())  # fmt: skip
+        for before, line in enumerate(lines):
+            row -= bool(line.strip())
+            if row == 0:
+                return line_number(piece, before)
+    raise ValueError(f"{piece} has no such row")
+
+
 def checked(piece: Piece, before: int, chunk: bytes) -> bytes:
     """The chunk, which has `before` lines before it in the piece, without the byte order
     mark that a file may start with. Raises UserError where it is not UTF-8."""

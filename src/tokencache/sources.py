@@ -20,9 +20,9 @@ from blake3 import blake3
 from . import readers, readers_arrow, readers_json
 from .errors import UserError
 from .files import KEY_DIGITS
-from .readers import TEXT, Piece, Source, line_number
+from .readers import TEXT, Piece, Source, line_of_row
 
-__all__ = ["Piece", "Source", "columns", "digest", "digest_of_units", "find", "line_number",
+__all__ = ["Piece", "Source", "columns", "digest", "digest_of_units", "find", "line_of_row",
            "read_rows", "read_text", "units"]  # fmt: skip
 
 SUFFIXES = {

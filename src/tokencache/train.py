@@ -49,7 +49,8 @@ def train(run: dict[str, Any], out: Path, checkpoints: Path) -> None:
     if splits["train"].packed:
         worst = models.check_packing(model, run, collator)
         say(f"packed rows: documents are kept apart (logits differ by {worst:.0e} of their spread)")
-    trainer.run_from(saved.newest(checkpoints, run["key"]))
+    with saved.claimed(checkpoints):
+        trainer.run_from(saved.newest(checkpoints, run["key"]))
     if use_cache is not None:
         model.config.use_cache = use_cache  # the trainer turns it off
     with saved.disk_full_said(out), published(out, folder=True) as folder:

@@ -1,0 +1,116 @@
+"""Publication by one rename, and what killed processes leave."""
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tokencache import checkpoints, files
+from tokencache.errors import UserError
+
+
+def test_keys_depend_on_values_and_not_on_the_order_of_keys():
+    assert files.key_of({"a": 1, "b": [2]}) == files.key_of({"b": [2], "a": 1})
+    assert files.key_of({"a": 1}) != files.key_of({"a": "1"})
+    assert len(files.key_of(None)) == files.KEY_DIGITS
+
+
+def test_nothing_is_there_until_all_is(tmp_path):
+    final = tmp_path / "a" / "target"
+    with files.published(final, folder=True) as made:
+        (made / "file").write_text("x")
+        assert not final.exists()
+    assert (final / "file").read_text() == "x"
+    assert list(final.parent.iterdir()) == [final]
+
+
+def test_an_error_leaves_what_was_there(tmp_path):
+    final = tmp_path / "file"
+    final.write_text("before")
+    with pytest.raises(RuntimeError), files.published(final) as made:
+        made.write_text("half")
+        raise RuntimeError
+    assert final.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [final]
+
+
+def test_a_full_disk_is_said(tmp_path):
+    final = tmp_path / "file"
+    with pytest.raises(UserError, match="the disk is full"), files.published(final):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_the_first_of_two_folders_stays(tmp_path):
+    final = tmp_path / "target"
+    with files.published(final, folder=True) as slow:
+        (slow / "file").write_text("same bytes")
+        with files.published(final, folder=True) as quick:
+            (quick / "file").write_text("same bytes")
+        first = final.stat().st_ino
+    assert final.stat().st_ino == first
+    assert list(tmp_path.iterdir()) == [final]
+
+
+def test_files_are_open_to_whom_the_umask_opens_them(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with files.published(tmp_path / "target", folder=True) as made:
+            (made / "file").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "target" / "file").stat().st_mode) == 0o640
+
+
+PUBLISH_FOR_EVER = """
+import sys, time
+from tokencache import files
+with files.published(sys.argv[1], folder=True) as made:
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_makes_stays(tmp_path):
+    final = tmp_path / "target"
+    command = [sys.executable, "-c", PUBLISH_FOR_EVER, str(final)]
+    killed, living = (subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2))
+    try:
+        for process in (killed, living):
+            assert process.stdout.readline() == b"ready\n"
+        killed.kill()  # and not waited for: a zombie is dead, too
+        while psutil.Process(killed.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        other = tmp_path / ".target.elsewhere-1-2-3.abc.tmp"
+        other.mkdir()
+        with files.published(final, folder=True):
+            pass
+        left = {path.name.split("-")[-2] for path in tmp_path.glob(".target.*.tmp")}
+        assert left == {str(living.pid), "2"}
+    finally:
+        for process in (killed, living):
+            process.kill()
+            process.wait()
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
+    living = subprocess.Popen(
+        [sys.executable, "-c", "from tokencache.files import process_tag\n"
+         "print(process_tag(), flush=True); import time; time.sleep(600)"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        claim = tmp_path / f"claim.{living.stdout.readline().strip()}"
+        claim.touch()
+        with pytest.raises(UserError, match=f"process {living.pid} trains this run"):
+            checkpoints.claimed(tmp_path).__enter__()
+    finally:
+        living.kill()
+        living.wait()
+    with checkpoints.claimed(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [f"claim.{files.process_tag()}"]
+    assert not list(tmp_path.iterdir())
