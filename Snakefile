@@ -9,11 +9,7 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 
-if not workflow.configfiles:
-
-    configfile: "config.yaml"
-
-
+# config.yaml (or what --configfile names) and the plan that follows from it.
 include: "rules/common.smk"
 
 

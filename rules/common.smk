@@ -18,10 +18,25 @@ os.environ.update(
 from tokencache import inventory, summary, why
 from tokencache.config import load
 from tokencache.errors import UserError
+from tokencache.messages import check_files
 from tokencache.plan import Plan, fetched_path, files_of, tokenizer_path
 
 # `--delete-all-output` takes the outputs of the rules that there are: see rules/clean.smk.
 cleaning = any(word.startswith("--delete-") for word in sys.argv)
+
+
+def stop(error):
+    """A user's mistake, without a traceback."""
+    raise SystemExit(f"tokencache: {error}")
+
+
+if not workflow.configfiles:
+    try:
+        check_files(["config.yaml"])
+    except UserError as error:
+        stop(error)
+
+    configfile: "config.yaml"
 
 
 def settings_and_plan():
@@ -43,7 +58,7 @@ def settings_and_plan():
 try:
     settings, plan = settings_and_plan()
 except UserError as error:
-    raise SystemExit(f"tokencache: {error}")
+    stop(error)
 
 made = inventory.made(settings.cache, settings.results) if cleaning else {}
 
