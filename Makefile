@@ -20,7 +20,7 @@ demo: $(VENV)/done
 	$(BIN)/snakemake --cores all
 
 test: $(VENV)/done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/done
 	$(BIN)/ruff check .

@@ -14,6 +14,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 COPIED = ("Snakefile", "rules", "profiles", "src", "examples")
 
+STAGES = ("fetch", "materialize_tokenizer", "train_tokenizer", "tokenize", "pack", "train")
+
 # What is measured, and so differs between two runs that make the same thing.
 MEASURED = ("timing.json", "metrics.jsonl", ".snakemake_timestamp")
 
@@ -103,8 +105,7 @@ class Workflow:
             found[rule] = int(count)
         if not found:
             assert "Nothing to be done" in output, output
-        targets = {"all", "caches", *self.config["models"]}
-        return {rule: count for rule, count in found.items() if rule not in targets}
+        return {rule: count for rule, count in found.items() if rule in STAGES}
 
     def rerun(self, *words):
         """What a dry run says will be done; the caches are made, and training alone is left."""

@@ -89,8 +89,11 @@ def check_files(files: list[str | Path]) -> None:
         try:
             with open(file, encoding="utf-8") as stream:
                 yaml.load(stream, _Loader)
-        except yaml.YAMLError as error:
-            raise UserError(f"{error}".replace("\n", " ")) from None
+        except yaml.MarkedYAMLError as error:
+            at = error.problem_mark or error.context_mark
+            raise UserError(f"{file}:{at.line + 1}: this is no YAML: {error.problem}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{file}: this is no YAML: {error}") from None
         except OSError as error:
             raise UserError(f"{file}: {error.strerror}") from None
 

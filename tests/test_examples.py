@@ -1,0 +1,52 @@
+"""What a new user runs first."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from workflow import ROOT, Workflow
+
+from tokencache.config import load
+
+
+@pytest.fixture
+def workflow(tmp_path):
+    workflow = Workflow.new(tmp_path / "w", (ROOT / "config.yaml").read_text())
+    command = [sys.executable, "examples/stdlib_documents.py", "data"]
+    subprocess.run(command, cwd=workflow.folder, check=True, capture_output=True)
+    return workflow
+
+
+def test_the_demo_s_plan(workflow):
+    output = workflow.run("-n")
+    assert "6 caches and 6 runs: 0 of 6 combinations fresh" in output
+    jobs = workflow.jobs()
+    assert jobs == {"train_tokenizer": 1, "tokenize": 2, "pack": 6, "train": 6}
+
+
+def test_four_models(workflow):
+    files = ("--configfile", "examples/four-models.yaml")
+    assert workflow.jobs(*files) == {"train_tokenizer": 1, "tokenize": 1, "pack": 8, "train": 8}
+    workflow.run("qwen", *files)
+    assert len(workflow.targets()) == 2
+    found = [json.loads(p.read_text()) for p in workflow.folder.glob("results/qwen/*/*/run.json")]
+    assert {run["max_length"] for run in found} == {128, 256}
+    assert all(run["validation_loss"] < run["validation_loss_before"] for run in found)
+    # The other families share what is done: their caches are packed from the same shards.
+    assert workflow.jobs("deepseek", *files) == {"pack": 2, "train": 2}
+
+
+def test_four_models_at_full_size_are_the_published_ones():
+    path = ROOT / "examples/four-models.yaml"
+    config = load(yaml.safe_load(path.read_text()) | {"size": "full"}, [path])
+    assert set(config.models) == {"deepseek", "llama", "mistral", "qwen"}
+    assert all("@" in model.weights for model in config.models.values())
+
+
+def test_snakemake_and_snakefmt_have_nothing_to_say(workflow):
+    assert "Congratulations" in workflow.run("--lint")
+    tool = [sys.executable, "-m", "snakefmt", "--check", str(ROOT / "Snakefile"), ROOT / "rules"]
+    done = subprocess.run(tool, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,281 @@
+"""The targets that a user names, what is in them, and how they go again."""
+
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import pytest
+import transformers
+from blake3 import blake3
+from conftest import make_tokenizer
+from workflow import TINY, Workflow, rows, write_rows
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """Three models (one without training), two data sets, two lengths, not all combinations."""
+    folder = tmp_path_factory.mktemp("done") / "w"
+    make_tokenizer("bos_eos", folder / "tokenizer")
+    make_tokenizer("byte_level", folder / "second")
+    config = {
+        "models": {
+            "qwen2.5-7b_x": {"tokenizer": "tokenizer"},
+            "trained": {"tokenizer": "tokenizer", "architecture": TINY},
+            "other": {"tokenizer": "second/tokenizer.json"},
+        },
+        "datasets": {
+            "qa": {
+                "files": ["qa.jsonl"],
+                "document": {"prompt": "Q {prompt}\n", "completion": "completion"},
+                "loss": "completion",
+                "validation": {"files": "held.jsonl"},
+            },
+            "packed": {
+                "files": "packed.jsonl",
+                "document": {"text": "prompt"},
+                "packing": "best_fit",
+                "overflow": "split",
+            },
+        },
+        "max_length": [24, 48],
+        "build": [
+            {"model": "qwen2.5-7b_x"},
+            {"model": "trained", "max_length": 24},
+            {"model": "other", "dataset": "qa", "max_length": [48]},
+        ],
+        "training": {"max_steps": 3, "per_device_train_batch_size": 2},
+    }
+    data = {"qa.jsonl": rows(60), "held.jsonl": rows(9, 900), "packed.jsonl": rows(80)}
+    workflow = Workflow.new(folder, config, data)
+    workflow.output = workflow.run()
+    return workflow
+
+
+@pytest.fixture
+def workflow(done, tmp_path):
+    return done.copy(tmp_path / "w")
+
+
+def lengths(workflow, root):
+    return sorted(target.rpartition("-")[0] for target in workflow.targets(root))
+
+
+def test_all_makes_just_the_combinations_of_build(done):
+    assert lengths(done, "cache") == [
+        "other/qa/48",
+        "qwen2.5-7b_x/packed/24",
+        "qwen2.5-7b_x/packed/48",
+        "qwen2.5-7b_x/qa/24",
+        "qwen2.5-7b_x/qa/48",
+        "trained/packed/24",
+        "trained/qa/24",
+    ]
+    assert lengths(done, "results") == ["trained/packed/24", "trained/qa/24"]
+
+
+def test_the_run_ends_with_a_table(done):
+    table = done.output.partition("validation loss")[2]
+    rows_of_models = [line for line in table.splitlines() if line.startswith("trained")]
+    assert len(rows_of_models) == 2 and "%" in rows_of_models[0]
+    run = json.loads(next(done.folder.glob("results/trained/qa/*/run.json")).read_text())
+    assert f"{run['validation_loss']:.3f}" in table
+    assert all(line in done.tokencache("summary") for line in rows_of_models)
+
+
+def test_a_model_s_target_makes_its_own_only(workflow):
+    shutil.rmtree(workflow.folder / "cache")
+    shutil.rmtree(workflow.folder / "results")
+    workflow.run("qwen2.5-7b_x")
+    assert {path.split("/")[0] for path in workflow.targets()} == {"qwen2.5-7b_x"}
+    assert not workflow.targets("results")
+
+
+def test_caches_trains_nothing(workflow):
+    shutil.rmtree(workflow.folder / "cache")
+    shutil.rmtree(workflow.folder / "results")
+    workflow.run("caches")
+    assert len(workflow.targets()) == 7
+    assert not workflow.targets("results")
+
+
+def test_a_plain_path_is_a_target(workflow):
+    target = sorted(workflow.targets())[0]
+    shutil.rmtree(workflow.folder / "cache")
+    workflow.run(f"cache/{target}")
+    assert workflow.targets() == {target}
+
+
+def test_load_from_disk_gives_train_and_validation(done):
+    for target in done.targets():
+        cache = datasets.load_from_disk(str(done.folder / "cache" / target))
+        assert set(cache) == {"train", "validation"}
+        packed = {"position_ids", "seq_lengths"} if "/packed/" in target else set()
+        assert set(cache["train"].column_names) == {"input_ids", "labels"} | packed
+        length = int(target.rpartition("/")[2].split("-")[0])
+        assert max(map(len, cache["train"]["input_ids"])) <= length
+    qa = datasets.load_from_disk(str(next(done.folder.glob("cache/trained/qa/*"))))
+    assert len(qa["train"]) == 60 and len(qa["validation"]) == 9
+
+
+def test_the_rows_are_those_of_transformers(done):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(done.folder / "tokenizer"))
+    cache = datasets.load_from_disk(str(next(done.folder.glob("cache/trained/qa/24-*"))))
+    for row, made in zip(rows(60), cache["train"], strict=True):
+        prompt = f"Q {row['prompt']}\n"
+        encoded = tokenizer(prompt + row["completion"], truncation=True, max_length=24)
+        assert made["input_ids"] == encoded["input_ids"]
+        trained = [label != -100 for label in made["labels"]]
+        # Characters of the completion, and the end that belongs to it.
+        spans = [encoded.token_to_chars(n) for n in range(len(trained))]
+        expected = [span is not None and span.end > len(prompt) for span in spans]
+        expected[-1] = bool(trained[-1]) if spans[-1] is None else expected[-1]
+        assert trained == expected
+
+
+def test_cache_json_holds_provenance_and_checksums(done):
+    for target in done.targets():
+        folder = done.folder / "cache" / target
+        about = json.loads((folder / "cache.json").read_text())
+        assert target.endswith(about["key"][:12])
+        assert about["command"] == f"snakemake cache/{target}"
+        shards = [s for files in about["sources"].values() for f in files for s in f["shards"]]
+        assert all((set(s) == {"key", "tokens", "bytes"}) for s in shards)
+        for name, file in about["files"].items():
+            data = (folder / name).read_bytes()
+            assert (len(data), blake3(data).hexdigest()) == (file["bytes"], file["blake3"])
+        there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+        assert there == {*about["files"], "cache.json", ".snakemake_timestamp"}
+
+
+def test_a_run_is_a_model_that_transformers_opens(done):
+    (run,) = done.folder.glob("results/trained/qa/*")
+    model = transformers.AutoModelForCausalLM.from_pretrained(str(run))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(run))
+    assert model(**tokenizer("alpha", return_tensors="pt")).logits.isfinite().all()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    training = {"step", "loss", "perplexity", "learning_rate", "grad_norm", "tokens_per_second"}
+    assert any(training <= set(line) for line in lines)
+    assert any({"validation_loss", "validation_perplexity"} <= set(line) for line in lines)
+    assert (run / "loss.svg").read_text().startswith("<?xml")
+
+
+def test_delete_all_output_leaves_what_is_not_ours(workflow):
+    config = workflow.config
+    old = set(workflow.targets())
+    # What an earlier config made: models, data sets and lengths that are not named any more.
+    workflow.configure(
+        config
+        | {
+            "models": {"trained": config["models"]["trained"]},
+            "datasets": {"packed": config["datasets"]["packed"]},
+            "max_length": [32],
+            "build": "all",
+        }
+    )
+    workflow.run()
+    assert old < workflow.targets()
+    mine = [workflow.folder / "cache/notes.txt", workflow.folder / "results/trained/plot.png"]
+    mine.append(workflow.folder / "cache/trained/qa/own/data.arrow")
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    assert "Would delete" in workflow.run("--delete-all-output", "-n")
+    assert old < workflow.targets()
+    workflow.run("--delete-all-output")
+    left = [p for root in ("cache", "results") for p in (workflow.folder / root).rglob("*")]
+    assert sorted(path for path in left if path.is_file()) == sorted(mine)
+    assert (workflow.folder / "qa.jsonl").exists()
+    workflow.run("--delete-all-output")  # of nothing
+    assert workflow.jobs("caches")["pack"] == 1
+
+
+def test_delete_all_output_of_one_model(workflow):
+    before = workflow.targets()
+    workflow.run("trained", "--delete-all-output")
+    assert workflow.targets() == {path for path in before if not path.startswith("trained/")}
+    assert not workflow.targets("results")
+    assert workflow.token_shards()
+
+
+def test_delete_all_output_needs_no_sources(workflow):
+    (workflow.folder / "qa.jsonl").unlink()
+    workflow.run("--delete-all-output")
+    assert not workflow.targets()
+
+
+def test_models_that_share_a_tokenizer_share_token_shards(done):
+    keys = {}
+    for path in done.folder.glob("cache/*/qa/*/cache.json"):
+        about = json.loads(path.read_text())
+        shards = about["sources"]["train"][0]["shards"]
+        keys.setdefault(about["model"], {shard["tokens"] for shard in shards})
+    assert keys["trained"] == keys["qwen2.5-7b_x"] != keys["other"]
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory):
+    """A tokenizer trained in the workflow, chat documents, and a data set folder as a hub's."""
+    folder = tmp_path_factory.mktemp("chats") / "w"
+    write_rows(folder / "hub/train.jsonl", rows(90))
+    write_rows(folder / "hub/test.jsonl", rows(10, 500))
+    config = {
+        "tokenizers": {
+            "made": {
+                "dataset": "chat",
+                "vocab_size": 400,
+                "special_tokens": ["<|im_start|>", "<|im_end|>"],
+                "chat_template": "examples/chatml.jinja",
+            }
+        },
+        "models": {"one": {"tokenizer": "made"}},
+        "datasets": {
+            "chat": {
+                "hub": "./hub",
+                "num_shards": 3,
+                "validation": {"split": "test"},
+                "document": {"messages": "messages"},
+                "loss": "assistant",
+            }
+        },
+        "max_length": 64,
+    }
+    workflow = Workflow.new(folder, config)
+    workflow.output = workflow.run()
+    return workflow
+
+
+def test_a_hub_data_set_and_a_trained_tokenizer(chats):
+    assert "compute merges" in chats.output
+    (path,) = chats.folder.glob("cache/one/chat/64-*")
+    cache = datasets.load_from_disk(str(path))
+    assert (len(cache["train"]), len(cache["validation"])) == (90, 10)
+    (folder,) = chats.folder.glob("cache/tokenizers/*")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+    template = Path(chats.folder / "examples/chatml.jinja").read_text()
+    for row, made in zip(rows(90), cache["train"], strict=True):
+        expected = tokenizer.apply_chat_template(
+            row["messages"], chat_template=template, return_dict=True, truncation=True,
+            max_length=64, return_assistant_tokens_mask=True,
+        )  # fmt: skip
+        assert made["input_ids"] == expected["input_ids"]
+        assert [label != -100 for label in made["labels"]] == list(
+            map(bool, expected["assistant_masks"])
+        )
+
+
+def test_a_fetched_data_set_that_is_deleted_reruns_nothing(chats, tmp_path):
+    workflow = chats.copy(tmp_path / "w")
+    before = workflow.files("cache/one")
+    shutil.rmtree(workflow.folder / "cache/sources")
+    assert workflow.jobs() == {}
+    shutil.rmtree(workflow.folder / "cache/tokens")
+    assert workflow.rerun() == {"fetch": 2, "tokenize": 6}
+    assert workflow.files("cache/one") == before
+
+
+def test_a_changed_hub_folder_is_another_data_set(chats, tmp_path):
+    workflow = chats.copy(tmp_path / "w")
+    write_rows(workflow.folder / "hub/train.jsonl", rows(91))
+    jobs = workflow.jobs()
+    assert jobs["fetch"] == 2 and jobs["train_tokenizer"] == 1 and jobs["pack"] == 1
