@@ -49,6 +49,9 @@ def run(arguments: argparse.Namespace) -> None:
         # Read by the libraries when they are loaded, so it comes before any import of them.
         for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS"):
             os.environ.setdefault(name, str(arguments.threads))
+    # Threads that spin while they wait for each other make jobs that share cores many times
+    # slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from . import jobs
     from .plan import Plan
 

@@ -66,9 +66,7 @@ class HuggingFace:
     name = "tokenizers"
 
     def __init__(self, folder: Path) -> None:
-        tokenizer = opened(folder)
-        self._backend = tokenizer.backend_tokenizer
-        self._backend.encode_special_tokens = tokenizer.split_special_tokens
+        self._backend = opened(folder)
         self._untrimmed: Any = None
 
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
@@ -163,10 +161,11 @@ def unsettled_characters() -> str:
 
     Letters, digits, marks and spaces are settled since they were first assigned, in
     Unicode 3.2 at the latest; symbols and punctuation always, for before they were
-    assigned they were no letters either. What Python does not know may be anything.
+    assigned they were no letters either. What Python does not know may be anything, and
+    so may what lies beyond the first planes, but for private use.
     """
     settled: list[list[int]] = []
-    for number in range(0x110000):
+    for number in range(0x40000):
         sign = chr(number)
         known = unicodedata.ucd_3_2_0.category(sign) != "Cn"
         if known or unicodedata.category(sign)[0] in "SP":
@@ -174,6 +173,7 @@ def unsettled_characters() -> str:
                 settled[-1][1] = number
             else:
                 settled.append([number, number])
+    settled += [[0xF0000, 0xFFFFD], [0x100000, 0x10FFFD]]
     ranges = "".join(f"\\x{{{first:x}}}-\\x{{{last:x}}}" for first, last in settled)
     return f"[^{ranges}]"
 

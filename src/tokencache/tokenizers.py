@@ -15,6 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers import Tokenizer
+
 from .config import Reference
 from .errors import UserError
 from .files import key_of, published, read_json, write_json
@@ -22,6 +24,7 @@ from .files import key_of, published, read_json, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 FACTS_FILE = "facts.json"
 
 # The files of a folder that AutoTokenizer may look at; weights lie beside them.
@@ -139,13 +142,15 @@ def save(tokenizer: PreTrainedTokenizerFast, folder: Path, facts: Facts) -> None
     """
     from transformers import AutoTokenizer
 
-    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", _configuration(tokenizer, facts))
+    tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
+    write_json(folder / CONFIG_FILE, _configuration(tokenizer, facts))
     write_json(folder / FACTS_FILE, asdict(facts) | {"chat_template": None})
-    texts = probe(tokenizer)
+    texts = probe(tokenizer.backend_tokenizer)
     wanted = _probe_ids(tokenizer, texts)
     again = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    if _probe_ids(again, texts) != wanted:
+    alone = [[e.ids for e in opened(folder).encode_batch(texts, add_special_tokens=specials)]
+             for specials in (True, False)]  # fmt: skip
+    if not wanted == _probe_ids(again, texts) == tuple(alone):
         raise UserError(
             "the tokenizer gives other ids after it is saved and loaded again, so it can't "
             "be used: its files don't hold all that its class does"
@@ -164,9 +169,12 @@ def facts(folder: str | Path) -> Facts:
 
 
 @lru_cache(maxsize=4)
-def opened(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a materialized folder, for encoding."""
-    return load(Reference(path=str(folder)))
+def opened(folder: Path) -> Tokenizer:
+    """The tokenizer of a materialized folder, for encoding; transformers is not loaded."""
+    backend = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    settings = read_json(folder / CONFIG_FILE)
+    backend.encode_special_tokens = settings.get("split_special_tokens", False)
+    return backend
 
 
 def facts_of(
@@ -194,7 +202,7 @@ def facts_of(
         )
     elif tokenizer.pad_token is None:
         notes.append("neither a pad nor an eos token")
-    ids = _probe_ids(tokenizer, probe(tokenizer))
+    ids = _probe_ids(tokenizer, probe(tokenizer.backend_tokenizer))
     prefix, suffix = _around(*ids)
     parts = {
         "tokenizer.json": key_of(content),
@@ -320,7 +328,10 @@ def _fast(tokenizer: Any, notes: list[str]) -> PreTrainedTokenizerFast:
         model_max_length=tokenizer.model_max_length,
         **tokenizer.special_tokens_map,
     )
-    if any(tokenizer(text)["input_ids"] != fast(text)["input_ids"] for text in probe(fast)):
+    if any(
+        tokenizer(text)["input_ids"] != fast(text)["input_ids"]
+        for text in probe(fast.backend_tokenizer)
+    ):
         raise UserError(
             f"it is a slow tokenizer ({name}) whose conversion gives other ids; "
             "give one with a tokenizer.json"
@@ -349,9 +360,10 @@ def _added(tokenizer: PreTrainedTokenizerFast) -> list[list[Any]]:
     ]
 
 
-def probe(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+def probe(backend: Tokenizer) -> list[str]:
     """The fixed texts, and one for each token that is matched before the model."""
-    tokens = [token for _, token, *_ in _added(tokenizer)[:PROBED_TOKENS]]
+    added = sorted(backend.get_added_tokens_decoder().items())
+    tokens = [token.content for _, token in added[:PROBED_TOKENS]]
     return [*PROBE, *(f"a {token} b{token}{token}\n {token}C" for token in tokens)]
 
 
