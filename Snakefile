@@ -24,6 +24,7 @@ else:
     include: "rules/tokenize.smk"
     include: "rules/pack.smk"
     include: "rules/train.smk"
+    include: "rules/images.smk"
 
 
 rule all:
@@ -35,6 +36,12 @@ rule all:
 rule caches:
     input:
         targets("caches"),
+
+
+# The containers that `--software-deployment-method apptainer` runs jobs in.
+rule images:
+    input:
+        [image(name) for name in images.NAMES],
 
 
 # One target a model, by its name in config.yaml: `snakemake qwen`.
@@ -50,7 +57,15 @@ for model in settings.models:
 # Jobs get the plan from a file, which a dry run does not write.
 onstart:
     plan.write()
+    if containers:
+        os.environ.update(images.job_environment(plan, CHECKOUT))
+        os.environ.update(images.node_environment())
 
 
 onsuccess:
+    plan.remove_marks()
     print(summary.table(plan), file=sys.stderr)
+
+
+onerror:
+    plan.remove_marks()

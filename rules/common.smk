@@ -3,19 +3,29 @@
 import os
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
+from snakemake.settings.types import DeploymentMethod
+
 CHECKOUT = Path(workflow.basedir)
+
+
+def before(variable, folder):
+    """A list of folders of the environment with one more in front."""
+    given = os.environ.get(variable)
+    return os.pathsep.join([str(folder), given] if given else [str(folder)])
+
 
 # Jobs run the commands of this Python with the library of this checkout.
 sys.path.insert(0, str(CHECKOUT / "src"))
 os.environ.update(
-    PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-    PYTHONPATH=os.pathsep.join([str(CHECKOUT / "src"), os.environ.get("PYTHONPATH", "")]),
+    PATH=before("PATH", Path(sys.executable).parent),
+    PYTHONPATH=before("PYTHONPATH", CHECKOUT / "src"),
     PYTHONUNBUFFERED="1",
 )
 
-from tokencache import inventory, summary, why
+from tokencache import images, inventory, summary, why
 from tokencache.config import load
 from tokencache.errors import UserError
 from tokencache.messages import check_files
@@ -77,7 +87,7 @@ def targets(*kinds, model=None):
     }
     sets = dict.fromkeys(e["token_set"] for e in found.values() if "token_set" in e)
     batches = dict.fromkeys(name for key in sets for name in plan.batches_of(key))
-    return [*map(plan.marker, batches), *found]
+    return [*map(plan.mark, batches), *found]
 
 
 def unless_there(target, inputs):
@@ -93,10 +103,54 @@ def planned(entries, target):
     return entries[target]
 
 
-def tokenizer_inputs(wildcards):
+# With `--software-deployment-method apptainer` jobs run in images; else `container:` does nothing.
+containers = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
+debian_based = settings.containers.base == "debian"
+
+if containers and not workflow.is_main_process:
+    os.environ.update(images.node_environment())
+
+
+def image(name):
+    """The image that a rule's jobs run in."""
+    return images.image_path(CHECKOUT, name, settings.containers.base)
+
+
+def no_image(wildcards):
+    """For rules whose jobs run on the machine itself."""
+    return None
+
+
+@cache
+def image_inputs(name):
+    """The image that a job waits for: one that is missing, where jobs run in images."""
+    return unless_there(image(name), [image(name)]) if containers else []
+
+
+def image_base():
+    """What images are built from: containers.base, of which one has to be made here."""
+    return images.DEBIAN_FOLDER if debian_based else settings.containers.base
+
+
+def base_inputs(wildcards):
+    return unless_there(f"{wildcards.image}.sif", [image_base()] if debian_based else [])
+
+
+def fetch_inputs(wildcards):
+    folder = fetched_path(plan.cache, wildcards.fetched)
+    return unless_there(folder, image_inputs("tokenize"))
+
+
+def given_tokenizer_inputs(wildcards):
+    folder = tokenizer_path(plan.cache, wildcards.tokenizer)
+    return unless_there(folder, image_inputs("tokenize"))
+
+
+def trained_tokenizer_inputs(wildcards):
     folder = tokenizer_path(plan.cache, wildcards.tokenizer)
     shards = [plan.data["shards"][shard] for _, shard in plan.tokenizers[folder]["texts"]]
-    return unless_there(folder, [ancient(file) for file in files_of(shards)])
+    texts = [ancient(file) for file in files_of(shards)]
+    return unless_there(folder, [*texts, *image_inputs("tokenize")])
 
 
 def batch_inputs(wildcards):
@@ -104,20 +158,27 @@ def batch_inputs(wildcards):
     return [
         batch["tokenizer"],
         *(ancient(file) for file in files_of(map(plan.shard_of, batch["tokens"]))),
+        *image_inputs("tokenize"),
     ]
 
 
 def cache_inputs(wildcards):
     path = f"{plan.cache}/{wildcards.cache}"
     cache = planned(plan.caches, path)
-    batches = [plan.marker(name) for name in plan.batches_of(cache["token_set"])]
-    return unless_there(path, [cache["tokenizer"], *batches])
+    batches = [plan.mark(name) for name in plan.batches_of(cache["token_set"])]
+    return unless_there(path, [cache["tokenizer"], *batches, *image_inputs("tokenize")])
 
 
 def run_inputs(wildcards):
     path = f"{plan.results}/{wildcards.run}"
     run = planned(plan.runs, path)
-    return unless_there(path, [run["tokenizer"], run["cache"]])
+    return unless_there(path, [run["tokenizer"], run["cache"], *image_inputs("train")])
+
+
+def train_threads(wildcards):
+    """A small model trains faster on one thread than on several that wait for each other."""
+    architecture = plan.runs[f"{plan.results}/{wildcards.run}"]["architecture"] or {}
+    return 1 if architecture.get("hidden_size", 1024) <= 256 else 8
 
 
 def one_of(names):

@@ -4,10 +4,14 @@ localrules:
 
 
 rule fetch:
+    input:
+        fetch_inputs,
     output:
         directory(fetched_path(plan.cache, "{fetched}")),
     log:
         "logs/fetch/{fetched}.log",
+    container:
+        image("tokenize")
     params:
         plan=plan.path,
     shell:

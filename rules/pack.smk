@@ -10,6 +10,8 @@ rule pack:
         "logs/pack/{cache}.tsv"
     wildcard_constraints:
         cache=f"{one_of(settings.models)}/.+/[0-9]+-[0-9a-f]+",
+    container:
+        image("tokenize")
     params:
         plan=plan.path,
     shell:

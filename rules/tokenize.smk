@@ -1,14 +1,16 @@
-# The token shards that are missing, a batch of them a job. A batch is of this plan only, so
-# its mark goes again; the token shards stay, each under the key of what it is made from.
+# The token shards that are missing, a batch of them a job. A batch is of this plan only, and
+# its mark goes with the plan; the token shards stay, each under the key of what it is made from.
 rule tokenize:
     input:
         batch_inputs,
     output:
-        temp(touch(plan.marker("{batch}"))),
+        touch(plan.mark("{batch}")),
     log:
         "logs/tokenize/{batch}.log",
     benchmark:
         "logs/tokenize/{batch}.tsv"
+    container:
+        image("tokenize")
     threads: 2
     params:
         plan=plan.path,

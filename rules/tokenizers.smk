@@ -4,12 +4,16 @@ localrules:
 
 
 rule materialize_tokenizer:
+    input:
+        given_tokenizer_inputs,
     output:
         directory(tokenizer_path(plan.cache, "{tokenizer}")),
     log:
         "logs/materialize_tokenizer/{tokenizer}.log",
     wildcard_constraints:
         tokenizer=one_of(plan.tokenizer_keys(trained=False)),
+    container:
+        image("tokenize")
     params:
         plan=plan.path,
     shell:
@@ -18,7 +22,7 @@ rule materialize_tokenizer:
 
 rule train_tokenizer:
     input:
-        tokenizer_inputs,
+        trained_tokenizer_inputs,
     output:
         directory(tokenizer_path(plan.cache, "{tokenizer}")),
     log:
@@ -27,6 +31,8 @@ rule train_tokenizer:
         "logs/train_tokenizer/{tokenizer}.tsv"
     wildcard_constraints:
         tokenizer=one_of(plan.tokenizer_keys(trained=True)),
+    container:
+        image("tokenize")
     threads: 8
     params:
         plan=plan.path,

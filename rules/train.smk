@@ -10,7 +10,9 @@ rule train:
         "logs/train/{run}.tsv"
     wildcard_constraints:
         run=f"{one_of(settings.models)}/.+/[0-9]+-[0-9a-f]+",
-    threads: 8
+    container:
+        image("train")
+    threads: train_threads
     params:
         plan=plan.path,
     shell:

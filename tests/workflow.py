@@ -12,9 +12,12 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("Snakefile", "rules", "profiles", "src", "examples")
+COPIED = ("Snakefile", "rules", "profiles", "src", "examples", "containers", "envs")
 
-STAGES = ("fetch", "materialize_tokenizer", "train_tokenizer", "tokenize", "pack", "train")
+STAGES = (
+    "build_image", "make_debian",
+    "fetch", "materialize_tokenizer", "train_tokenizer", "tokenize", "pack", "train",
+)  # fmt: skip
 
 # What is measured, and so differs between two runs that make the same thing.
 MEASURED = ("timing.json", "metrics.jsonl", ".snakemake_timestamp")

@@ -25,7 +25,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 # Names of the workflow's own rules, targets and folders, which no model can have.
 RESERVED = {
     "all", "caches", "fetch", "materialize_tokenizer", "train_tokenizer", "tokenize", "pack",
-    "train", "images", "sources", "tokenizers", "tokens",
+    "train", "images", "build_image", "make_debian", "sources", "tokenizers", "tokens",
 }  # fmt: skip
 
 
@@ -225,6 +225,22 @@ class Combination(Section):
     max_length: Annotated[list[Length | Literal["all"]], OneOrMore] = ["all"]
 
 
+class Containers(Section):
+    """What images of the jobs start from: never part of a key, so it makes nothing stale."""
+
+    base: str = "docker://python:3.11-slim-bookworm"
+
+    @field_validator("base")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value != "debian" and "://" not in value and not Path(value).exists():
+            raise ValueError(
+                f"there is no folder or image {value!r}; give one, a URL such as "
+                "docker://python:3.11-slim-bookworm, or debian"
+            )
+        return value
+
+
 class Config(Section):
     cache: str = "cache"
     results: str = "results"
@@ -235,6 +251,7 @@ class Config(Section):
     max_length: Annotated[list[Length], OneOrMore, Field(min_length=1)]
     build: Literal["all"] | list[Combination] = "all"
     training: Training = Training()
+    containers: Containers = Containers()
 
     @model_validator(mode="after")
     def _apart(self) -> Config:

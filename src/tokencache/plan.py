@@ -6,6 +6,7 @@ This module alone knows paths.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterable
 from functools import cached_property
@@ -92,9 +93,12 @@ class Plan:
             if time.time() - old.stat().st_mtime > 7 * 86400:
                 old.unlink(missing_ok=True)
 
-    def marker(self, batch: str) -> str:
-        """A file that says that this plan's batch is done; it goes when the caches are there."""
+    def mark(self, batch: str) -> str:
+        """A file that says that this plan's batch is done."""
         return str(WORK / "done" / self.data["id"] / batch)
+
+    def remove_marks(self) -> None:
+        shutil.rmtree(Path(self.mark("")), ignore_errors=True)
 
     def tokens_path(self, key: str) -> str:
         return tokens_path(self.cache, self.data["tokens"][key]["tokenizer"], key)

@@ -219,7 +219,7 @@ class _Resolver:
             "name": name,
             "training": settings.model_dump(),
             "texts": texts,
-            "facts": facts | {"key": key},
+            "facts": facts | {"key": key, "parts": facts["parts"] | {"text": key_of(texts)}},
         }
 
     # Documents, token shards

@@ -21,7 +21,7 @@ def table(plan: Plan) -> str:
     """For each (model, dataset, max_length): fresh, or why stale and how much work that is."""
     rows = list(_rows(plan))
     stale = [row for row in rows if row["cache"] != FRESH or row["training"] not in (FRESH, "")]
-    said = f"tokencache: {len(plan.caches)} caches and {len(plan.runs)} runs: "
+    said = f"tokencache: {_count(len(plan.caches), 'cache')} and {_count(len(plan.runs), 'run')}: "
     if not stale:
         return "\n".join([said + "all fresh", *_tokens_left(plan)])
     said += f"{len(rows) - len(stale)} of {len(rows)} combinations fresh"
@@ -52,8 +52,8 @@ def cache_reason(plan: Plan, path: str) -> str:
         return FRESH
     planned = plan.provenance(path)
     older = inventory.caches_of(plan.cache, planned["model"], planned["dataset"])
-    changed = [_cache_changes(old, planned) for old in older]
-    return _said(min(changed, key=len)) if changed else "new"
+    changed = [(_cache_changes(old, planned), old["path"] in plan.caches) for old in older]
+    return _said(*min(changed, key=lambda c: len(c[0]))) if changed else "new"
 
 
 def run_reason(plan: Plan, path: str) -> str:
@@ -63,12 +63,13 @@ def run_reason(plan: Plan, path: str) -> str:
     planned = plan.runs[path]
     older = inventory.runs_of(plan.results, planned["model"], planned["dataset"])
     older = [run for run in older if run.get("max_length") == planned["max_length"]]
-    changed = [_run_changes(old, planned) for old in older]
-    return _said(min(changed, key=len)) if changed else "new"
+    changed = [(_run_changes(old, planned), old["path"] in plan.runs) for old in older]
+    return _said(*min(changed, key=lambda c: len(c[0]))) if changed else "new"
 
 
-def _said(changes: list[str]) -> str:
-    return "stale: " + "; ".join(changes) if changes else f"stale: {BEHAVIOUR}"
+def _said(changes: list[str], beside: bool) -> str:
+    """`beside`: the older one is still wanted, so this one takes nobody's place."""
+    return ("new: " if beside else "stale: ") + ("; ".join(changes) or BEHAVIOUR)
 
 
 def _cache_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -105,11 +106,11 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[
 
 
 def _tokenizer_change(old: dict[str, Any], new: dict[str, Any]) -> str:
-    before, after = old.get("parts", {}), new.get("parts", {})
-    if not before or not after:
-        return "trained on other text or settings" if not after else "another one"
-    changed = [name for name in after if before.get(name) != after[name]]
-    return BEHAVIOUR if changed == ["probe"] else " and ".join(changed).replace("_", " ")
+    before, after = old["parts"], new["parts"]
+    if before.keys() != after.keys():
+        return "another kind of one"
+    changed = [name for name in after if before[name] != after[name]]
+    return BEHAVIOUR if changed == ["probe ids"] else " and ".join(changed)
 
 
 def _keys(sources: dict[str, list[dict]]) -> dict[str, list[str]]:
@@ -152,20 +153,20 @@ def _work(plan: Plan) -> Iterator[str]:
     trained = [f for f, t in plan.tokenizers.items() if "training" in t and not Path(f).exists()]
     fetched = [f for f in plan.fetches if not Path(f).exists()]
     if fetched:
-        yield f"to fetch: {len(fetched)} splits of hub data sets"
+        yield f"to fetch: {_count(len(fetched), 'split')} of hub data sets"
     if trained:
-        yield f"to train: {len(trained)} tokenizers"
+        yield f"to train: {_count(len(trained), 'tokenizer')}"
     yield from _tokens_left(plan)
     caches = sum(not Path(path).exists() for path in plan.caches)
     runs = sum(not Path(path).exists() for path in plan.runs)
-    yield f"to pack: {caches} caches; to train: {runs} models"
+    yield f"to pack: {_count(caches, 'cache')}; to train: {_count(runs, 'model')}"
 
 
 def _tokens_left(plan: Plan) -> list[str]:
     missing = [key for batch in plan.batches.values() for key in batch["tokens"]]
     if not missing:
         return []
-    return [f"to tokenize: {_amount(plan, missing)} in {len(plan.batches)} jobs"]
+    return [f"to tokenize: {_amount(plan, missing)} in {_count(len(plan.batches), 'job')}"]
 
 
 def _amount(plan: Plan, tokens: list[str]) -> str:
@@ -174,7 +175,11 @@ def _amount(plan: Plan, tokens: list[str]) -> str:
         return ""
     sizes = [plan.shard_of(key)["bytes"] for key in tokens]
     known = "" if None in sizes else f", {sum(sizes) / 1e6:,.1f} MB"
-    return f"{len(tokens)} shard{'s' if len(tokens) > 1 else ''}{known}"
+    return f"{_count(len(tokens), 'shard')}{known}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _notes(plan: Plan) -> Iterator[str]:

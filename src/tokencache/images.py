@@ -1,0 +1,229 @@
+"""Container images for the jobs: what names them, how they are built, what a job in one sees."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from .errors import UserError
+from .files import key_of, published
+from .plan import Plan
+
+NAMES = ("tokenize", "train")
+FOLDER = "images"
+DEBIAN_FOLDER = f"{FOLDER}/debian"
+DIGITS = 12
+DEBIAN = "bookworm"  # its Python is 3.11, which the locks are for
+PACKAGES = "python3,python3-venv,ca-certificates"
+COMPRESSION = "-comp gzip -Xcompression-level 2"  # 7 % larger in a third of the time
+DOCS = "see docs/containers.md"
+
+# What jobs need of the environment, where a container is started with nothing of it.
+PASSED = re.compile(r"(HF|TRANSFORMERS|TOKENIZERS|OMP|RAYON|CUDA|NCCL|GLOO|MASTER|SLURM)_")
+# Folders of an image's own: a host's can't be laid over them.
+SYSTEM = {"bin", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "usr", "var"}
+
+
+def image_path(checkout: Path, name: str, base: str) -> str:
+    """Where an image is, by its definition, its locked dependencies and what it starts from."""
+    definition = (checkout / "containers" / f"{name}.def").read_text()
+    lock = (checkout / "envs" / f"{name}.lock").read_text()
+    key = key_of({"definition": definition, "lock": lock, "base": base})
+    return f"{FOLDER}/{name}-{key[:DIGITS]}.sif"
+
+
+def build(base: str, image: str, checkout: Path) -> None:
+    """Build an image and test it; it appears at its path whole or not at all.
+
+    base: a folder or an image of this machine, or a URL such as docker://NAME.
+    pip takes this machine's settings, and the image keeps none of them.
+    """
+    _require("apptainer")
+    name, _, _ = Path(image).stem.rpartition("-")
+    kind, _, place = base.partition("://") if "://" in base else ("localimage", "", base)
+    place = str(Path(place).absolute()) if kind == "localimage" else place
+    arguments = {"bootstrap": kind, "from": place, "image": Path(image).stem}
+    with published(image) as made, tempfile.TemporaryDirectory() as settings:
+        folders = pip_settings(Path(settings))
+        binds = [f"{settings}:/mnt:ro", *(f"{folder}:{folder}:ro" for folder in folders)]
+        command = ["apptainer", "build", "--mksquashfs-args", COMPRESSION]
+        for key, value in arguments.items():
+            command += ["--build-arg", f"{key}={value}"]
+        for bind in binds:
+            command += ["--bind", bind]
+        command += [str(made.absolute()), str(checkout / "containers" / f"{name}.def")]
+        _run(command, cwd=checkout, env=_build_environment(folders))
+
+
+def _build_environment(folders: list[str]) -> dict[str, str]:
+    """This machine's, without what is meant for the containers of jobs."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in ("APPTAINER_CACHEDIR", "APPTAINER_TMPDIR", "APPTAINER_CONFIGDIR")
+        or not name.startswith(("APPTAINER", "SINGULARITY"))
+    }
+    # The scripts of a definition run with all of root's capabilities, and not at all where
+    # the machine lacks one. This is the one that virtual machines lack; no build needs it.
+    return kept | {
+        "TOKENCACHE_FOLDERS": " ".join(folders),
+        "SINGULARITY_DROP_CAPS": "CAP_SYS_RESOURCE",
+    }
+
+
+def pip_settings(folder: Path) -> list[str]:
+    """Write pip's settings on this machine, files and environment in one, to folder/pip.conf.
+
+    Returns the folders that a build must see for them: of a local index, all of
+    its top folder, as an index points beside itself. Files that they name, such
+    as certificates, come along, under the name that `folder` has in the build: /mnt.
+    """
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True
+    )
+    settings = configparser.RawConfigParser()
+    folders: dict[str, None] = {}
+    # The environment overrides what files say for all commands and for one.
+    for line in sorted(listed.stdout.splitlines(), key=lambda line: line.startswith(":env:")):
+        key, _, value = line.partition("=")
+        section, _, option = key.replace(":env:", "install", 1).partition(".")
+        words = []
+        for word in str(ast.literal_eval(value)).split():
+            path = Path(word.removeprefix("file://"))
+            if path.is_absolute() and path.is_file():
+                copy = shutil.copy(path, folder / f"{len(list(folder.iterdir()))}-{path.name}")
+                word = f"/mnt/{Path(copy).name}"
+            elif path.is_absolute() and path.is_dir():
+                top = path if path.parts[1] in SYSTEM else Path(*path.parts[:2])
+                folders[str(top)] = None
+            words.append(word)
+        if not settings.has_section(section):
+            settings.add_section(section)
+        settings.set(section, option, "\n".join(words))
+    with open(folder / "pip.conf", "w", encoding="utf-8") as stream:
+        settings.write(stream)
+    return list(folders)
+
+
+def make_debian(folder: str) -> None:
+    """Debian with Python in a folder, from the mirrors that this machine's apt uses."""
+    _require("mmdebstrap")
+    line = "deb $(REPO_URI) $(RELEASE) $(COMPONENT)"
+    found = subprocess.run(
+        ["apt-get", "indextargets", "--format", line, "Created-By: Packages", "Origin: Debian"],
+        capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    sources = [source for source in found.splitlines() if f" {DEBIAN}" in source]
+    if not sources:
+        raise UserError(
+            f"containers.base: debian needs apt sources of Debian {DEBIAN} that `apt-get update` "
+            f"has read; {DOCS} for other bases"
+        )
+    with tempfile.NamedTemporaryFile("w", suffix=".list") as file:
+        file.write("\n".join(sources) + "\n")
+        file.flush()
+        command = ["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}"]
+        # The image does not keep this machine's mirrors.
+        command += ['--customize-hook=rm -f "$1"/etc/apt/sources.list.d/*']
+        _run([*command, "--format=directory", DEBIAN, folder, file.name])
+
+
+def _require(program: str) -> None:
+    if shutil.which(program) is None:
+        raise UserError(f"{program} is not installed: it must be on PATH to build images; {DOCS}")
+
+
+def _run(command: list[str], **more) -> None:
+    status = subprocess.run(command, **more).returncode
+    if status:
+        raise UserError(f"{command[0]} failed with status {status}; what it said is above")
+
+
+def job_environment(plan: Plan, checkout: Path) -> dict[str, str]:
+    """What lets Apptainer show a job what it needs: inputs and code read-only, outputs not."""
+    binds = {folder: "ro" for folder in [*_inputs(plan), checkout / "src"]}
+    outputs = [Path.cwd(), *map(Path, (plan.cache, plan.results))]
+    more = {}
+    if _uses_hub(plan):
+        hub = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+        outputs.append(hub)
+        more["HF_HOME"] = str(hub)
+    for folder in outputs:
+        folder.mkdir(parents=True, exist_ok=True)
+    binds |= dict.fromkeys(outputs, "rw")
+    # As it is named and as what it is: a name can be a link to elsewhere.
+    places = {
+        str(place): mode
+        for mode in ("ro", "rw")
+        for folder, given in binds.items()
+        if given == mode
+        for place in (folder.absolute(), folder.resolve())
+    }
+    # Sorted, so that a folder's own mode comes after that of the one it lies in.
+    own = [f"{place}:{place}:{mode}" for place, mode in sorted(places.items())]
+    given = os.environ.get("APPTAINER_BIND")
+    bind = ",".join([given, *own] if given else own)
+    return more | {"APPTAINER_BIND": bind, "APPTAINERENV_PYTHONPATH": str(checkout / "src")}
+
+
+def node_environment() -> dict[str, str]:
+    """What a job needs of the machine that it runs on."""
+    passed = {f"APPTAINERENV_{k}": v for k, v in os.environ.items() if PASSED.match(k)}
+    passed["APPTAINERENV_PYTHONUNBUFFERED"] = "1"
+    return passed | ({"APPTAINER_NV": "1"} if Path("/dev/nvidiactl").exists() else {})
+
+
+def _inputs(plan: Plan) -> Iterable[Path]:
+    """Folders of the sources, tokenizers and weights that config.yaml names."""
+    files = {shard["path"] for shard in plan.data["shards"].values() if "fetched" not in shard}
+    entries = [*plan.tokenizers.values(), *plan.fetches.values()]
+    given = [entry["reference"] for entry in entries if "reference" in entry]
+    given += [run["weights"] for run in plan.runs.values() if run["weights"]]
+    named = [Path(file) for file in [*files, *(ref["path"] for ref in given if ref["path"])]]
+    # A file can be a link too, so where it really is counts as well.
+    folders = {
+        folder.absolute()
+        for path in (*named, *(path.resolve() for path in named))
+        if (folder := path if path.is_dir() else path.parent).is_dir()
+    }
+    return [folder for folder in folders if not folders.intersection(folder.parents)]
+
+
+def _uses_hub(plan: Plan) -> bool:
+    entries = [*plan.tokenizers.values(), *plan.runs.values()]
+    references = [entry.get("reference") or entry.get("weights") for entry in entries]
+    return bool(plan.fetches) or any(found and found["hub"] for found in references)
+
+
+def main(argv: list[str] | None = None) -> int:
+    top = argparse.ArgumentParser("tokencache.images", description="Make a job's container image.")
+    commands = top.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("build", help="build an image from its definition")
+    command.add_argument("--checkout", type=Path, default=Path())
+    command.add_argument("--base", required=True, help="a folder, an image, or docker://NAME")
+    command.add_argument("image", help="where it goes: FOLDER/NAME-DIGITS.sif")
+    command = commands.add_parser("debian", help="make a folder with Debian to build from")
+    command.add_argument("folder")
+    arguments = top.parse_args(argv)
+    try:
+        if arguments.command == "build":
+            build(arguments.base, arguments.image, arguments.checkout.absolute())
+        else:
+            make_debian(arguments.folder)
+    except UserError as error:
+        print(f"tokencache: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""Container images, for real: Apptainer is installed, an image built, and jobs run in it.
+
+Images that were built once are kept in images/ of the checkout, by their names' hashes.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import make_tokenizer
+from workflow import ROOT, TINY, Workflow, rows
+
+from tokencache import images
+from tokencache.errors import UserError
+from tokencache.plan import Plan
+
+INSTALL = ROOT / "tests/cluster/install-apptainer.sh"
+APPTAINER = "/opt/apptainer/usr/bin"
+IN_IMAGES = ("--software-deployment-method", "apptainer")
+
+
+def made_in(folder, **more):
+    """A workflow of one cache; its image's base is Debian of this machine's mirrors."""
+    make_tokenizer("bos_eos", folder / "tokenizer")
+    config = {
+        "models": {"one": {"tokenizer": "tokenizer", "architecture": TINY}},
+        "datasets": {"qa": {"files": "data", "document": {"text": "{prompt} {completion}"}}},
+        "max_length": [32],
+        "training": {"max_steps": 2, "per_device_train_batch_size": 2},
+        "containers": {"base": "debian"},
+    }
+    return Workflow.new(folder, config | more, {"data/a.jsonl": rows(80)})
+
+
+@pytest.fixture(scope="module")
+def apptainer():
+    """Apptainer on PATH, from the script that installs it; root of a Debian 12 can run that."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can install Apptainer")
+    done = subprocess.run([INSTALL], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"Apptainer can't be installed: {done.stderr[-500:]}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", os.pathsep.join([APPTAINER, os.environ["PATH"]]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def done(apptainer, tmp_path_factory):
+    """A workflow whose caches were made in an image, which it built first if there was none.
+
+    Its data and its cache folder are links to elsewhere, and it is told to start
+    containers with nothing of the machine.
+    """
+    folder = tmp_path_factory.mktemp("containers")
+    workflow = made_in(folder / "w")
+    shutil.move(workflow.folder / "data", folder / "data")
+    (folder / "cache").mkdir()
+    (ROOT / "images").mkdir(exist_ok=True)
+    for name in ("data", "cache"):
+        (workflow.folder / name).symlink_to(folder / name)
+    (workflow.folder / "images").symlink_to(ROOT / "images")
+    workflow.output = workflow.run("caches", *IN_IMAGES, "--apptainer-args=--containall")
+    return workflow
+
+
+def image_of(workflow):
+    return workflow.folder / images.image_path(workflow.folder, "tokenize", "debian")
+
+
+def test_jobs_in_an_image_make_the_same_bytes(done, tmp_path):
+    assert done.output.count("Activating singularity image images/tokenize-") == 3
+    assert len(list(done.folder.glob("cache/one/qa/32-*/train/*.arrow"))) == 1
+    local = made_in(tmp_path / "local")
+    local.run("caches")
+    assert local.files("cache") == done.files("cache")
+
+
+def test_an_image_alone_makes_nothing_stale(done):
+    """Neither one that is gone nor running in images or not."""
+    assert done.jobs("caches") == {}
+    assert done.jobs("caches", *IN_IMAGES) == {}
+    os.utime(image_of(done))
+    assert done.jobs("caches", *IN_IMAGES) == {}
+    (done.folder / "images").unlink()
+    try:
+        assert done.jobs("caches", *IN_IMAGES) == {}
+        needed = {"make_debian": 1, "build_image": 1, "train": 1}
+        assert done.jobs(*IN_IMAGES) == needed
+        assert done.jobs("images") == {"make_debian": 1, "build_image": 2}
+    finally:
+        (done.folder / "images").symlink_to(ROOT / "images")
+
+
+def test_an_image_says_what_it_is_and_tests_itself(done):
+    image = image_of(done)
+
+    def apptainer(*words):
+        found = subprocess.run(["apptainer", *words], capture_output=True, text=True)
+        assert found.returncode == 0, found.stderr
+        return found.stdout
+
+    assert f"tokencache.image: {image.stem}\n" in apptainer("inspect", image)
+    assert "the tokencache workflow" in apptainer("run-help", image)
+    assert "No broken requirements found" in apptainer("test", "--containall", image)
+    version = apptainer(
+        "exec", "--containall", "--bind", done.folder, "--env", f"PYTHONPATH={done.folder}/src",
+        image, "tokencache", "--version",
+    )  # fmt: skip
+    assert version.strip()
+
+
+def test_an_image_keeps_nothing_of_the_machine_s_mirrors(done):
+    search = "ls /mnt /opt; ls /etc/apt/sources.list.d; find / -xdev -name 'pip.conf'; env"
+    found = subprocess.run(
+        ["apptainer", "exec", "--containall", image_of(done), "sh", "-c", search],
+        capture_output=True, text=True, env=os.environ | {"PIP_INDEX_URL": "http://mirror/"},
+    ).stdout  # fmt: skip
+    assert "/usr/local/tokencache/bin" in found
+    for word in ("wheels", "pypi", ".list", "pip.conf", "mirror"):
+        assert word not in found
+
+
+def test_a_job_in_an_image_can_write_to_its_outputs_alone(done, monkeypatch):
+    """Not to the sources, the code or its user's home."""
+    monkeypatch.chdir(done.folder)
+    plan = Plan.read(max(Path(".tokencache/plans").iterdir()))
+    for name, value in images.job_environment(plan, done.folder).items():
+        monkeypatch.setenv(name, value)
+    home = Path.home() / f"x-{os.getpid()}"
+    script = f"touch data/a.jsonl src/x {home}; touch here {plan.cache}/here && echo written"
+    run = ["apptainer", "exec", "--containall", "--pwd", done.folder, image_of(done)]
+    found = subprocess.run([*run, "sh", "-c", script], capture_output=True, text=True)
+    Path("here").unlink()
+    Path(plan.cache, "here").unlink()
+    assert found.stdout == "written\n"
+    assert found.stderr.count("Read-only file system") == 2
+    assert not home.exists()
+
+
+def test_an_image_s_name_follows_what_it_is_made_from(tmp_path):
+    workflow = Workflow.new(tmp_path / "w", {})
+    first = images.image_path(workflow.folder, "tokenize", "debian")
+    assert images.image_path(workflow.folder, "tokenize", "debian") == first
+    assert images.image_path(workflow.folder, "tokenize", "docker://x") != first
+    other = images.image_path(workflow.folder, "train", "debian")
+    for name in ("envs/tokenize.lock", "containers/tokenize.def"):
+        before = images.image_path(workflow.folder, "tokenize", "debian")
+        with open(workflow.folder / name, "a") as stream:
+            stream.write("# more\n")
+        assert images.image_path(workflow.folder, "tokenize", "debian") != before
+    assert images.image_path(workflow.folder, "train", "debian") == other
+
+
+def test_pip_s_settings_come_along_with_what_they_name(tmp_path, monkeypatch):
+    certificate, index = tmp_path / "ca.pem", tmp_path / "index/simple"
+    certificate.write_text("a certificate")
+    index.mkdir(parents=True)
+    config = tmp_path / "pip.conf"
+    config.write_text(f"[global]\ncert = {certificate}\nindex-url = http://global/\n")
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
+    monkeypatch.setenv("PIP_INDEX_URL", "http://environment/")
+    monkeypatch.setenv("PIP_FIND_LINKS", f"file://{index} http://more/")
+    settings = tmp_path / "settings"
+    settings.mkdir()
+    assert str(Path(*index.parts[:2])) in images.pip_settings(settings)
+    written = (settings / "pip.conf").read_text()
+    assert "cert = /mnt/0-ca.pem" in written
+    assert (settings / "0-ca.pem").read_text() == "a certificate"
+    assert written.index("http://global/") < written.index("http://environment/")
+    assert f"find-links = file://{index}\n\thttp://more/" in written
+
+
+def test_no_apptainer_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="apptainer is not installed"):
+        images.build("debian", str(tmp_path / "tokenize-0.sif"), ROOT)
+    with pytest.raises(UserError, match="mmdebstrap is not installed"):
+        images.make_debian(str(tmp_path / "debian"))
+
+
+def test_a_build_that_fails_leaves_no_image(apptainer, tmp_path):
+    with pytest.raises(UserError, match="apptainer failed with status"):
+        images.build(str(tmp_path), str(tmp_path / "images/tokenize-0.sif"), ROOT)
+    assert list((tmp_path / "images").iterdir()) == []
+
+
+def test_an_unknown_base_is_said(tmp_path):
+    workflow = made_in(tmp_path / "w", containers={"base": "nowhere"})
+    assert "config.yaml:" in (output := workflow.run("-n", fails=True))
+    assert "containers.base: there is no folder or image 'nowhere'" in output
