@@ -128,7 +128,12 @@ def test_the_same_bytes_in_each_process_with_any_number_of_threads(tmp_path):
             assert len(made) == 1, (algorithm, name)
 
 
-def test_progress_of_reading_and_of_the_stages_is_said(tmp_path, capfd):
+@pytest.mark.parametrize("terminal", ["xterm-256color", "dumb", None])
+def test_progress_of_reading_and_of_the_stages_is_said(tmp_path, capfd, monkeypatch, terminal):
+    if terminal is None:
+        monkeypatch.delenv("TERM", raising=False)
+    else:
+        monkeypatch.setenv("TERM", terminal)
     trained(tmp_path / "t", vocab_size=400)
     said = capfd.readouterr()
     stages_said = [line.split(": ")[1] for line in said.err.splitlines()]

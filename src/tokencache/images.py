@@ -96,6 +96,8 @@ def pip_settings(folder: Path) -> list[str]:
     for line in sorted(listed.stdout.splitlines(), key=lambda line: line.startswith(":env:")):
         key, _, value = line.partition("=")
         section, _, option = key.replace(":env:", "install", 1).partition(".")
+        if option == "config-file":
+            continue  # what it says is listed
         words = []
         for word in str(ast.literal_eval(value)).split():
             path = Path(word.removeprefix("file://"))

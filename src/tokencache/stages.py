@@ -33,14 +33,18 @@ def shown(label: str) -> Iterator[TextIO]:
 
     Where there is no pty, all runs on without the stages.
     """
-    terminal = None
+    terminal, kind = None, os.environ.get("TERM")
     with suppress(OSError, ImportError, AttributeError):
         terminal = _Terminal(label)
+        os.environ["TERM"] = "xterm"  # a batch job has none or a dumb one, which gets no bars
     try:
         yield terminal.stream if terminal else sys.stderr
     finally:
         if terminal:
             terminal.close()
+            os.environ.pop("TERM")
+            if kind is not None:
+                os.environ["TERM"] = kind
 
 
 def _flush() -> None:
