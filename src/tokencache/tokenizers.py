@@ -8,7 +8,7 @@ compare with; the materialized tokenizer.json then holds what the class built.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from .config import Reference
 from .errors import UserError
 from .files import key_of, published, read_json, write_json
+from .probe import PROBE, around, probe, probe_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -34,31 +35,6 @@ FILES = (
     "*.model", "*.tiktoken", "*.jinja", "additional_chat_templates/*.jinja", "*.py",
 )  # fmt: skip
 CONFIGURATION = {"config.json", "special_tokens_map.json", "tokenizer_config.json"}
-
-# Texts whose ids tell tokenizers apart, and one library's behaviour from the next one's.
-# They are part of every tokenizer's key: never change them.
-PROBE = (
-    "",
-    " ",
-    "a",
-    "The quick brown fox jumps over the lazy dog. Don't you think it's fine? WE'LL SEE, he'd say.",
-    "  two  leading spaces,   three inside,\ttabs\t\tand trailing   ",
-    "\n\nlines\r\nof\n \n several\n\n\n\nkinds\u2028here\x0b\x0c\x85.",
-    "0 12 345 6789 1234567890 3.14159 1,000,000 -42 1e-5 ½ ² ٣٤٥",
-    "Größe, café, cafe\u0301, Ångström \u212b, \ufb01ne, İstanbul, ẞ, naïve façade",
-    "Ελληνικά κείμενα, Русский текст, Ѐ",
-    "日本語のテキスト。中文文本，没有空格。한국어 문장입니다. \u110b\u1161\u11ab",
-    "שלום עולם, مرحبا بالعالم, नमस्ते दुनिया, สวัสดีชาวโลก, ሰላም ለዓለም",
-    "🙂 \U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f937\U0001f3fd\u200d\u2642\ufe0f 🇩🇪",
-    "\u200b\u200d\ufeff\u00ad\u00a0|\u3000|\u2003| \u00a0 ",
-    "def f(x: int) -> str:\n    return f'{x:>10}'  # comment\n\nif __name__ == 'a':\n\tf(1)\n",
-    "<html><body class='a'>&amp;</body></html> {\"key\": [1, null]} https://a.example/b?c=d#e \\n",
-    "control \x00\x01\x07\x1b[0m\x7f and \ufffd \U0010ffff \ue000",
-    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa !!!!!!!! ........ -------- ========",
-    "x<s>y</s> <|endoftext|> [CLS] [SEP] [MASK] <unk> <pad> <|im_start|>user\nhi<|im_end|>\n",
-    "▁meta ▁▁space <0x0A><0xFF> Ġbyte ##piece @@ camelCase snake_case SCREAMING_CASE 's 'S",
-)
-PROBED_TOKENS = 512  # of the added ones, each inside a text
 
 
 @dataclass(frozen=True)
@@ -146,11 +122,11 @@ def save(tokenizer: PreTrainedTokenizerFast, folder: Path, facts: Facts) -> None
     write_json(folder / CONFIG_FILE, _configuration(tokenizer, facts))
     write_json(folder / FACTS_FILE, asdict(facts) | {"chat_template": None})
     texts = probe(tokenizer.backend_tokenizer)
-    wanted = _probe_ids(tokenizer, texts)
+    wanted = probe_ids(tokenizer, texts)
     again = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     alone = [[e.ids for e in opened(folder).encode_batch(texts, add_special_tokens=specials)]
              for specials in (True, False)]  # fmt: skip
-    if not wanted == _probe_ids(again, texts) == tuple(alone):
+    if not wanted == probe_ids(again, texts) == tuple(alone):
         raise UserError(
             "the tokenizer gives other ids after it is saved and loaded again, so it can't "
             "be used: its files don't hold all that its class does"
@@ -202,8 +178,8 @@ def facts_of(
         )
     elif tokenizer.pad_token is None:
         notes.append("neither a pad nor an eos token")
-    ids = _probe_ids(tokenizer, probe(tokenizer.backend_tokenizer))
-    prefix, suffix = _around(*ids)
+    ids = probe_ids(tokenizer, probe(tokenizer.backend_tokenizer))
+    prefix, suffix = around(*ids)
     parts = {
         "tokenizer.json": key_of(content),
         "special tokens": key_of([special, _added(tokenizer), tokenizer.split_special_tokens]),
@@ -358,36 +334,6 @@ def _added(tokenizer: PreTrainedTokenizerFast) -> list[list[Any]]:
         [number, t.content, t.single_word, t.lstrip, t.rstrip, t.normalized, t.special]
         for number, t in found
     ]
-
-
-def probe(backend: Tokenizer) -> list[str]:
-    """The fixed texts, and one for each token that is matched before the model."""
-    added = sorted(backend.get_added_tokens_decoder().items())
-    tokens = [token.content for _, token in added[:PROBED_TOKENS]]
-    return [*PROBE, *(f"a {token} b{token}{token}\n {token}C" for token in tokens)]
-
-
-def _probe_ids(
-    tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Ids of the texts with special tokens around them, and without."""
-    texts = list(texts)
-    with_specials = tokenizer(texts, add_special_tokens=True)["input_ids"]
-    return with_specials, tokenizer(texts, add_special_tokens=False)["input_ids"]
-
-
-def _around(whole: list[list[int]], content: list[list[int]]) -> tuple[list[int], list[int]]:
-    """The ids before and after the content, which must be the same for every text."""
-    pairs = list(zip(whole, content, strict=True))
-    longest, inside = max(pairs, key=lambda pair: len(pair[1]))
-    for start in range(len(longest) - len(inside) + 1):
-        prefix, suffix = longest[:start], longest[start + len(inside) :]
-        if all(w == prefix + c + suffix for w, c in pairs):
-            return prefix, suffix
-    raise UserError(
-        "its post-processor does more than to put the same special tokens around each "
-        "document, which caches can't be cut by; give one with TemplateProcessing"
-    )
 
 
 def _configuration(tokenizer: PreTrainedTokenizerFast, facts: Facts) -> dict[str, Any]:
