@@ -165,6 +165,15 @@ def test_a_combination_of_unknown_names(workflow):
     refuses(workflow, "build.0.model: unknown model 'oen'; did you mean 'one'?")
 
 
+def test_an_engine_that_can_not_take_the_tokenizer(workflow):
+    make_tokenizer("wordpiece", workflow.folder / "words")
+    with_model(workflow, tokenizer="words")
+    workflow.configure(workflow.config | {"engine": "gigatoken"})
+    refuses(workflow, "engine: gigatoken can't be used for this tokenizer", "take engine: auto")
+    workflow.configure(workflow.config | {"engine": "auto"})
+    assert "engine tokenizers (gigatoken can't be used" in workflow.run()
+
+
 def test_a_mask_that_leaves_nothing_to_train_on(workflow):
     path = workflow.folder / "data.jsonl"
     path.write_text('{"prompt": "a", "completion": ""}\n' * 5)

@@ -29,10 +29,6 @@ def parser() -> argparse.ArgumentParser:
         stage.add_argument("--plan", required=True, help="the plan file that snakemake wrote")
         stage.add_argument("--threads", type=int, default=0, help="0: as many as the machine has")
         stage.add_argument("target", metavar=target, help="as the plan names it")
-        if name == "tokenize":
-            stage.add_argument(
-                "--engine", default="auto", choices=["auto", "gigatoken", "tokenizers"]
-            )
     summary = commands.add_parser("summary", help="a table of what a plan's targets came to")
     summary.add_argument("--plan", help="default: the newest plan")
     return top
@@ -64,9 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
         "pack": jobs.pack_cache,
         "train": jobs.train_run,
     }[arguments.command]
-    more = {"engine": arguments.engine} if arguments.command == "tokenize" else {}
     try:
-        stage(plan, arguments.target, **more)
+        stage(plan, arguments.target)
     except KeyError as error:
         if error.args != (arguments.target,):
             raise

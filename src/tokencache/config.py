@@ -251,6 +251,7 @@ class Config(Section):
     max_length: Annotated[list[Length], OneOrMore, Field(min_length=1)]
     build: Literal["all"] | list[Combination] = "all"
     training: Training = Training()
+    engine: Literal["auto", "gigatoken", "tokenizers"] = "auto"
     containers: Containers = Containers()
 
     @model_validator(mode="after")

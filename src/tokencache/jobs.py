@@ -59,7 +59,7 @@ def train_a_tokenizer(plan: Plan, folder: str) -> None:
         raise UserError(f"tokenizers.{wanted['name']}: {error}") from None
 
 
-def tokenize_batch(plan: Plan, name: str, engine: str) -> None:
+def tokenize_batch(plan: Plan, name: str) -> None:
     from . import tokenize
 
     batch = plan.batches[name]
@@ -68,7 +68,9 @@ def tokenize_batch(plan: Plan, name: str, engine: str) -> None:
         piece, digest = piece_of(plan.shard_of(key))
         recipe = plan.data["recipes"][plan.data["tokens"][key]["recipe"]]
         work.append((piece, digest, recipe, Path(plan.tokens_path(key)), key))
-    tokenize.tokenize_batch(work, Path(batch["tokenizer"]), f"tokenize {name}", engine)
+    tokenize.tokenize_batch(
+        work, Path(batch["tokenizer"]), f"tokenize {name}", plan.data["config"]["engine"]
+    )
 
 
 def pack_cache(plan: Plan, path: str) -> None:
