@@ -175,6 +175,42 @@ def test_slow_tokenizer_that_cannot_be_converted_is_refused(tmp_path):
     assert "tokenizer.json" in said
 
 
+def test_a_sentencepiece_model_is_converted(tmp_path):
+    import sentencepiece
+
+    text = tmp_path / "text"
+    text.write_text("\n".join(make_texts(300, seed=5)))
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "tokenizer"), vocab_size=500,
+        model_type="bpe", byte_fallback=True, minloglevel=2,
+    )  # fmt: skip
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    config |= {"unk_token": "<unk>", "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    found = tokenizers.describe(at(folder))
+    assert len(found.prefix) == 1
+    out = tmp_path / "made"
+    tokenizers.materialize(at(folder), out, found.key)
+    given = AutoTokenizer.from_pretrained(str(folder))
+    made = AutoTokenizer.from_pretrained(str(out))
+    texts = make_texts(200, seed=6)
+    assert made(texts)["input_ids"] == given(texts)["input_ids"]
+
+
+def test_a_vocabulary_file_is_the_same_tokenizer_as_the_json_made_of_it(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##a", "##b", "!"]
+    config = json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+    slow, fast = tmp_path / "slow", tmp_path / "fast"
+    for folder in (slow, fast):
+        folder.mkdir()
+        (folder / "tokenizer_config.json").write_text(config)
+    (slow / "vocab.txt").write_text("\n".join(words) + "\n")
+    AutoTokenizer.from_pretrained(str(slow)).backend_tokenizer.save(str(fast / "tokenizer.json"))
+    assert tokenizers.describe(at(slow)).key == tokenizers.describe(at(fast)).key
+
+
 def test_one_file_names_no_special_tokens(copied):
     folder, _ = copied
     found = tokenizers.describe(at(folder / "tokenizer.json"))
