@@ -149,15 +149,19 @@ def given_tokenizer_inputs(wildcards):
 def trained_tokenizer_inputs(wildcards):
     folder = tokenizer_path(plan.cache, wildcards.tokenizer)
     shards = [plan.data["shards"][shard] for _, shard in plan.tokenizers[folder]["texts"]]
-    texts = [ancient(file) for file in files_of(shards)]
-    return unless_there(folder, [*texts, *image_inputs("tokenize")])
+    return unless_there(folder, [*source_inputs(shards), *image_inputs("tokenize")])
+
+
+def source_inputs(shards):
+    """The sources of shards, but for names that Snakemake would take for patterns."""
+    return [ancient(file) for file in files_of(shards) if not re.search("[{}]", file)]
 
 
 def batch_inputs(wildcards):
     batch = planned(plan.batches, wildcards.batch)
     return [
         batch["tokenizer"],
-        *(ancient(file) for file in files_of(map(plan.shard_of, batch["tokens"]))),
+        *source_inputs(map(plan.shard_of, batch["tokens"])),
         *image_inputs("tokenize"),
     ]
 

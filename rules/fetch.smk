@@ -7,7 +7,7 @@ rule fetch:
     input:
         fetch_inputs,
     output:
-        directory(fetched_path(plan.cache, "{fetched}")),
+        update(directory(fetched_path(plan.cache, "{fetched}"))),
     log:
         "logs/fetch/{fetched}.log",
     container:
@@ -15,4 +15,4 @@ rule fetch:
     params:
         plan=plan.path,
     shell:
-        "tokencache fetch --plan {params.plan} {output} 2>&1 | tee {log}"
+        "tokencache fetch --plan {params.plan} {output:q} 2>&1 | tee {log}"

@@ -3,7 +3,7 @@ rule pack:
     input:
         cache_inputs,
     output:
-        directory(f"{settings.cache}/{{cache}}"),
+        update(directory(f"{settings.cache}/{{cache}}")),
     log:
         "logs/pack/{cache}.log",
     benchmark:
@@ -15,4 +15,4 @@ rule pack:
     params:
         plan=plan.path,
     shell:
-        "tokencache pack --plan {params.plan} {output} 2>&1 | tee {log}"
+        "tokencache pack --plan {params.plan} {output:q} 2>&1 | tee {log}"

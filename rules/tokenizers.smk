@@ -7,7 +7,7 @@ rule materialize_tokenizer:
     input:
         given_tokenizer_inputs,
     output:
-        directory(tokenizer_path(plan.cache, "{tokenizer}")),
+        update(directory(tokenizer_path(plan.cache, "{tokenizer}"))),
     log:
         "logs/materialize_tokenizer/{tokenizer}.log",
     wildcard_constraints:
@@ -17,14 +17,14 @@ rule materialize_tokenizer:
     params:
         plan=plan.path,
     shell:
-        "tokencache materialize-tokenizer --plan {params.plan} {output} 2>&1 | tee {log}"
+        "tokencache materialize-tokenizer --plan {params.plan} {output:q} 2>&1 | tee {log}"
 
 
 rule train_tokenizer:
     input:
         trained_tokenizer_inputs,
     output:
-        directory(tokenizer_path(plan.cache, "{tokenizer}")),
+        update(directory(tokenizer_path(plan.cache, "{tokenizer}"))),
     log:
         "logs/train_tokenizer/{tokenizer}.log",
     benchmark:
@@ -37,4 +37,4 @@ rule train_tokenizer:
     params:
         plan=plan.path,
     shell:
-        "tokencache train-tokenizer --plan {params.plan} --threads {threads} {output} 2>&1 | tee {log}"
+        "tokencache train-tokenizer --plan {params.plan} --threads {threads} {output:q} 2>&1 | tee {log}"

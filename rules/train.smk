@@ -3,7 +3,7 @@ rule train:
     input:
         run_inputs,
     output:
-        directory(f"{plan.results}/{{run}}"),
+        update(directory(f"{plan.results}/{{run}}")),
     log:
         "logs/train/{run}.log",
     benchmark:
@@ -16,4 +16,4 @@ rule train:
     params:
         plan=plan.path,
     shell:
-        "tokencache train --plan {params.plan} --threads {threads} {output} 2>&1 | tee {log}"
+        "tokencache train --plan {params.plan} --threads {threads} {output:q} 2>&1 | tee {log}"

@@ -97,6 +97,18 @@ def test_one_job_killed_and_run_again(workflow, undisturbed):
     assert workflow.results() == undisturbed
 
 
+def test_two_at_once_leave_one_copy_of_each(workflow, undisturbed):
+    first = workflow.start()
+    time.sleep(1.5)
+    second = workflow.start()
+    outputs = [process.communicate()[0] for process in (first, second)]
+    # One may be told that the other trains the run already.
+    assert 0 in (first.returncode, second.returncode), "\n".join(outputs)
+    assert workflow.results() == undisturbed
+    workflow.run()
+    assert workflow.results() == undisturbed
+
+
 def test_interrupted_by_ctrl_c(workflow):
     process = workflow.start("caches")
     wait_for(workflow, "cache/tokens/*/*/*.arrow", process)

@@ -177,8 +177,10 @@ def test_delete_all_output_leaves_what_is_not_ours(workflow):
     assert old < workflow.targets()
     mine = [workflow.folder / "cache/notes.txt", workflow.folder / "results/trained/plot.png"]
     mine.append(workflow.folder / "cache/trained/qa/own/data.arrow")
+    mine.append(workflow.folder / "cache/sources/raw.jsonl")
+    mine.append(workflow.folder / "cache/tokenizers/mine/tokenizer.json")
     for path in mine:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("mine")
     assert "Would delete" in workflow.run("--delete-all-output", "-n")
     assert old < workflow.targets()
@@ -272,6 +274,18 @@ def test_a_fetched_data_set_that_is_deleted_reruns_nothing(chats, tmp_path):
     shutil.rmtree(workflow.folder / "cache/tokens")
     assert workflow.rerun() == {"fetch": 2, "tokenize": 6}
     assert workflow.files("cache/one") == before
+
+
+def test_a_hub_folder_that_changes_after_the_plan_is_not_fetched(chats, tmp_path):
+    workflow = chats.copy(tmp_path / "w")
+    shutil.rmtree(workflow.folder / "cache")
+    # Made by hand, as the plan of a run that is about to start.
+    plan = max((workflow.folder / ".tokencache/plans").iterdir())
+    folder = next(iter(json.loads(plan.read_text())["fetches"]))
+    write_rows(workflow.folder / "hub/train.jsonl", rows(91))
+    output = workflow.tokencache("fetch", "--plan", str(plan), folder, fails=True)
+    assert "datasets.chat: " in output and "changed while it was read" in output
+    assert not (workflow.folder / folder).exists()
 
 
 def test_a_changed_hub_folder_is_another_data_set(chats, tmp_path):

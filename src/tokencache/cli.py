@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from . import __version__
 from .errors import UserError
@@ -60,6 +61,9 @@ def run(arguments: argparse.Namespace) -> None:
         "pack": jobs.pack_cache,
         "train": jobs.train_run,
     }[arguments.command]
+    if arguments.command != "tokenize" and Path(arguments.target).exists():
+        print(f"{arguments.target} is there: another process made it", file=sys.stderr)
+        return
     try:
         stage(plan, arguments.target)
     except KeyError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,13 +44,32 @@ def _bytes(value: Any) -> Any:
     return value
 
 
+def _folder(value: Any) -> Any:
+    """A folder's name without `~` and `./`, fit for file patterns."""
+    if isinstance(value, str):
+        if not value or re.search(r"[{}*?\[\]]", value):
+            raise ValueError(f"{value!r} can't be a folder here; give one without {{}}*?[]")
+        value = os.path.normpath(os.path.expanduser(value))
+        if Path(value).exists() and not Path(value).is_dir():
+            raise ValueError(f"{value} is a file, not a folder")
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is no number")
+    return value
+
+
 OneOrMore = BeforeValidator(_listed)
+Folder = Annotated[str, BeforeValidator(_folder)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1024)]
-Length = Annotated[int, Field(ge=1, le=2**24)]
+Names = Annotated[list[str], OneOrMore, Field(min_length=1)]
+Length = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**24)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Reference(Section):
@@ -111,7 +131,7 @@ class Validation(Section):
 
     fraction: float | None = Field(None, ge=0, lt=1)
     seed: int = 42
-    files: Annotated[list[str], OneOrMore] | None = None
+    files: Names | None = None
     split: str | None = None
 
     @model_validator(mode="after")
@@ -125,7 +145,7 @@ Format = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "tex
 
 
 class Dataset(Section):
-    files: Annotated[list[str], OneOrMore] | None = None
+    files: Names | None = None
     hub: str | None = None
     name: str | None = None
     split: str = "train"
@@ -157,7 +177,7 @@ class Dataset(Section):
 class TokenizerTraining(Section):
     """A tokenizer that the workflow trains."""
 
-    dataset: Annotated[list[str], OneOrMore]
+    dataset: Names
     algorithm: Literal["bpe", "wordpiece", "unigram"] = "bpe"
     vocab_size: int = Field(32_000, ge=64, le=2**24)
     min_frequency: int = Field(2, ge=1)
@@ -187,7 +207,7 @@ class Training(Section):
     max_grad_norm: float = Field(1.0, ge=0)
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     gradient_checkpointing: bool = False
-    seed: int = 42
+    seed: int = Field(42, ge=0, lt=2**32)
     logging_steps: int = Field(10, ge=1)
     eval_steps: int | None = Field(None, ge=1)
     save_steps: int = Field(500, ge=1)
@@ -220,9 +240,9 @@ class Model(Section):
 
 
 class Combination(Section):
-    model: Annotated[list[str], OneOrMore] = ["all"]
-    dataset: Annotated[list[str], OneOrMore] = ["all"]
-    max_length: Annotated[list[Length | Literal["all"]], OneOrMore] = ["all"]
+    model: Names = ["all"]
+    dataset: Names = ["all"]
+    max_length: Annotated[list[Length | Literal["all"]], OneOrMore, Field(min_length=1)] = ["all"]
 
 
 class Containers(Section):
@@ -242,14 +262,14 @@ class Containers(Section):
 
 
 class Config(Section):
-    cache: str = "cache"
-    results: str = "results"
+    cache: Folder = "cache"
+    results: Folder = "results"
     shard_size: Bytes = 64 * 2**20
     tokenizers: dict[str, TokenizerTraining] = {}
     models: dict[str, Model] = Field(min_length=1)
     datasets: dict[str, Dataset] = Field(min_length=1)
     max_length: Annotated[list[Length], OneOrMore, Field(min_length=1)]
-    build: Literal["all"] | list[Combination] = "all"
+    build: Literal["all"] | Annotated[list[Combination], Field(min_length=1)] = "all"
     training: Training = Training()
     engine: Literal["auto", "gigatoken", "tokenizers"] = "auto"
     containers: Containers = Containers()
@@ -305,9 +325,11 @@ def _overlay(base: Any, over: Any) -> Any:
 def _sized(raw: dict[str, Any]) -> dict[str, Any]:
     """Lay the chosen size's keys over the rest: `size: full` takes `sizes: {full: …}`."""
     raw = dict(raw)
-    size, sizes = raw.pop("size", None), raw.pop("sizes", {})
+    size, sizes = raw.pop("size", None), raw.pop("sizes", None) or {}
     if size is None:
         return raw
+    if not isinstance(sizes, dict) or not isinstance(size, str):
+        raise UserError("size: give a name, and under sizes a section of that name")
     if size not in sizes:
         raise UserError(f"size: {unknown(str(size), sizes, '', what='size')}")
     return _overlay(raw, sizes[size] or {})

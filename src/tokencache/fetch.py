@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pyarrow as pa
 from . import sources
 from .errors import UserError
 from .files import published, read_json, write_json
+from .fingerprint import check_identity
 from .progress import Progress
 from .sources import Piece, Source
 
@@ -23,24 +26,38 @@ def fetch(wanted: dict[str, Any], folder: Path) -> None:
     wanted: the plan's entry. Raises UserError where the data set, its
     configuration or its split can't be had.
     """
+    reference = wanted["reference"]
+    where = f"datasets.{wanted['dataset']}"
+    # What `datasets` remembers of a folder goes by the files' times, not by their contents.
+    scratch = tempfile.TemporaryDirectory() if reference["path"] else nullcontext()
+    with scratch as cache:
+        data = _loaded(wanted, where, cache)
+        if reference["path"]:
+            check_identity(reference, wanted["identity"], where)
+        _write(data, wanted["num_shards"], folder)
+
+
+def _loaded(wanted: dict[str, Any], where: str, cache: str | None) -> Any:
     import datasets
 
     reference = wanted["reference"]
-    where = f"datasets.{wanted['dataset']}"
     try:
-        data = datasets.load_dataset(
+        return datasets.load_dataset(
             reference["path"] or reference["hub"],
             wanted["name"],
             split=wanted["split"],
             revision=reference["revision"],
+            cache_dir=cache,
         )
     except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as e:
         # Of files that it can't read, `datasets` says only which step that was.
         why = f"{e}: {e.__cause__}" if e.__cause__ else str(e)
         raise UserError(f"{where}: `datasets` can't load it: {why}") from None
+
+
+def _write(data: Any, count: int, folder: Path) -> None:
     data = data.with_format("arrow")
     schema = data.features.arrow_schema
-    count = wanted["num_shards"]
     least, more = divmod(len(data), count)  # the first `more` files have one row more
     manifest = {}
     with published(folder, folder=True) as made, Progress(len(data), "rows", "fetch") as progress:

@@ -24,6 +24,8 @@ from typing import Any
 from blake3 import blake3
 
 from . import sources
+from .config import Reference
+from .errors import UserError
 from .files import KEY_DIGITS, hash_file, key_of
 from .progress import Progress
 from .sources import Piece, Source
@@ -52,8 +54,11 @@ class Index:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(path, timeout=30)
-        self._database.execute("CREATE TABLE IF NOT EXISTS known (id TEXT PRIMARY KEY, value TEXT)")
+        try:
+            self._database = _database(path)
+        except sqlite3.DatabaseError:  # broken: what it knew can be found again
+            path.unlink(missing_ok=True)
+            self._database = _database(path)
         self._new: dict[str, str] = {}
 
     def recall(self, files: Iterable[str | Path], about: Any, find: Callable[[], Any]) -> Any:
@@ -91,9 +96,16 @@ class Index:
         self._database.close()
 
 
-def _state(file: str | Path) -> tuple[int, int, int]:
+def _database(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=30)
+    database.execute("CREATE TABLE IF NOT EXISTS known (id TEXT PRIMARY KEY, value TEXT)")
+    return database
+
+
+def _state(file: str | Path) -> tuple[int, ...]:
+    """The time of change too: a copy that keeps the time of writing (`cp -p`) moves it."""
     stat = os.stat(file)
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev, stat.st_ctime_ns
 
 
 def shards(
@@ -203,6 +215,35 @@ def _cut_units(source: Source, shard_size: int) -> list[Shard]:
             cuts.append(Shard(key, piece, gathered))
             start, gathered = number + 1, 0
     return cuts
+
+
+def identity(wanted: Reference, digests: Callable[[list[str]], list[str]]) -> list[Any]:
+    """What a reference's bytes are: the commit, or the names and hashes of a folder's files.
+
+    Hidden files and folders, and texts for people, decide nothing.
+    """
+    if wanted.hub:
+        return [wanted.hub, wanted.revision]
+    root = Path(wanted.path)
+    files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
+    names = [file.relative_to(root) for file in files]
+    chosen = [
+        (str(name), str(file))
+        for name, file in zip(names, files, strict=True)
+        if not any(part.startswith(".") for part in name.parts) and file.suffix != ".md"
+    ]
+    found = digests([file for _, file in chosen])
+    return [[name, digest] for (name, _), digest in zip(chosen, found, strict=True)]
+
+
+def check_identity(reference: dict[str, Any], planned: list[Any], where: str) -> None:
+    """Raises UserError where a reference's bytes are not those that the plan is for."""
+    found = identity(Reference(**reference), lambda files: [hash_file(file) for file in files])
+    if found != planned:
+        raise UserError(
+            f"{where}: {reference['path']} changed while it was read (or after the plan was "
+            "made); run snakemake again"
+        )
 
 
 def file_digests(files: list[str], index: Index) -> list[str]:

@@ -12,6 +12,8 @@ from .files import read_json
 # Shared by all models.
 SHARED = ("sources", "tokenizers", "tokens")
 
+# A tokenizer, a fetched data set, or a tokenizer's token shards; or what is left of one.
+KEYED = re.compile(r"[0-9a-f]{32}|\.[0-9a-f]{32}\..*tmp")
 TARGET = re.compile(r"[0-9]+-[0-9a-f]{12}")
 # A run's checkpoints, and what a killed job left of a target that it was writing.
 REST = re.compile(r"\.[0-9]+-[0-9a-f]{12}\..*(checkpoints|tmp)")
@@ -21,22 +23,25 @@ CACHE_FILE, RUN_FILE = "cache.json", "run.json"
 
 def caches_of(cache: str, model: str, dataset: str) -> list[dict[str, Any]]:
     """cache.json of every cache of that name, the newest first."""
-    return _read(Path(cache, model, dataset), CACHE_FILE)
+    needed = {"sources", "tokenizer", "recipe", "settings"}
+    return _read(Path(cache, model, dataset), CACHE_FILE, needed)
 
 
 def runs_of(results: str, model: str, dataset: str) -> list[dict[str, Any]]:
     """run.json of every run of that name, the newest first."""
-    return _read(Path(results, model, dataset), RUN_FILE)
+    return _read(Path(results, model, dataset), RUN_FILE, {"made_of", "max_length"})
 
 
-def _read(folder: Path, name: str) -> list[dict[str, Any]]:
+def _read(folder: Path, name: str, needed: set[str]) -> list[dict[str, Any]]:
     files = sorted(folder.glob(f"*/{name}"), key=lambda file: -file.stat().st_mtime_ns)
     found = []
     for file in files:
         try:
-            found.append(read_json(file) | {"path": str(file.parent)})
+            about = read_json(file)
         except (OSError, ValueError):
             continue  # gone or damaged meanwhile: it explains nothing
+        if isinstance(about, dict) and needed <= about.keys():
+            found.append(about | {"path": str(file.parent)})
     return found
 
 
@@ -46,7 +51,7 @@ def made(cache: str, results: str) -> dict[tuple[str, str], list[str]]:
     kind is "caches" or "runs". A folder in which everything is the workflow's
     stands for what is in it; what somebody else put there is left out.
     """
-    shared = [f"{cache}/{name}" for name in SHARED if Path(cache, name).is_dir()]
+    shared = [str(path) for name in SHARED for path in _shared(Path(cache, name))]
     found = {("shared", ""): shared} if shared else {}
     for kind, root in (("caches", cache), ("runs", results)):
         for model in _folders(Path(root)):
@@ -56,6 +61,13 @@ def made(cache: str, results: str) -> dict[tuple[str, str], list[str]]:
             if ours:
                 found[kind, model.name] = [str(path) for path in ours]
     return found
+
+
+def _shared(folder: Path) -> list[Path]:
+    """Of cache/tokens, cache/tokenizers or cache/sources: the whole, or what in it is ours."""
+    ours = [path for path in _folders(folder) if KEYED.fullmatch(path.name)]
+    others = any(path not in ours for path in folder.iterdir()) if folder.is_dir() else False
+    return ours if others or not ours else [folder]
 
 
 def _ours(folder: Path, depth: int) -> Iterator[Path]:

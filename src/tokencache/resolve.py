@@ -45,14 +45,14 @@ class _Resolver:
         self.config = config
         self.index = index
         self.shards: dict[str, dict[str, Any]] = {}
-        self.columns: dict[str, list[str]] = {}
+        self.columns: dict[tuple[str, str], list[str]] = {}
         self.recipes: dict[str, dict[str, Any]] = {}
         self.tokens: dict[str, dict[str, Any]] = {}
         self.token_sets: dict[str, dict[str, Any]] = {}
         self.tokenizers: dict[str, dict[str, Any]] = {}
         self.fetches: dict[str, dict[str, Any]] = {}
         self._dataset_shards: dict[str, dict[str, list[str]]] = {}
-        self._facts: dict[str, dict[str, Any]] = {}
+        self._facts: dict[tuple[str, bool], dict[str, Any]] = {}
 
     def data(self) -> dict[str, Any]:
         caches: dict[str, Any] = {}
@@ -99,7 +99,7 @@ class _Resolver:
             cuts, columns = fingerprint.shards(flat, self.config.shard_size, self.index, name)
             if not any(cuts):
                 raise UserError(f"{key}: the data set is empty: {_files(flat)} hold no data")
-            self.columns[name] = list(dict.fromkeys(c for names in columns for c in names))
+            self.columns[name, split] = list(dict.fromkeys(c for names in columns for c in names))
             by_source = dict(zip(flat, cuts, strict=True))
             ordered = []
             for group in groups:
@@ -126,13 +126,15 @@ class _Resolver:
             splits["validation"] = dataset.validation.split
         found = {}
         for split, hub_split in splits.items():
-            made_of = ["hub", self._identity(wanted), dataset.name, hub_split, dataset.num_shards]
+            identity = self._identity(wanted)
+            made_of = ["hub", identity, dataset.name, hub_split, dataset.num_shards]
             key = key_of(made_of)
             folder = fetched_path(self.config.cache, key)
             self.fetches[folder] = {
                 "key": key,
                 "dataset": name,
                 "reference": wanted.model_dump(),
+                "identity": identity,
                 "name": dataset.name,
                 "split": hub_split,
                 "num_shards": dataset.num_shards,
@@ -153,25 +155,20 @@ class _Resolver:
         return found
 
     def _identity(self, wanted: Reference) -> list[Any]:
-        """What a reference's bytes are: the commit, or the hashes of a folder's files."""
-        if wanted.hub:
-            return [wanted.hub, wanted.revision]
-        root = Path(wanted.path)
-        files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
-        files = [f for f in files if not f.name.startswith(".")]
-        digests = fingerprint.file_digests([str(f) for f in files], self.index)
-        return [[str(f.relative_to(root)), d] for f, d in zip(files, digests, strict=True)]
+        return fingerprint.identity(wanted, lambda f: fingerprint.file_digests(f, self.index))
 
     # Tokenizers
 
     def facts_of(self, model: str) -> dict[str, Any]:
         """The facts of a model's tokenizer, with the chat template that it brings."""
-        given = self.config.models[model].tokenizer_reference
+        settings = self.config.models[model]
+        reference = settings.tokenizer_reference
+        given = (reference, settings.trust_remote_code)
         if given not in self._facts:
-            if given in self.config.tokenizers:
-                found = self._trained(given, self.config.tokenizers[given])
+            if reference in self.config.tokenizers:
+                found = self._trained(reference, self.config.tokenizers[reference])
             else:
-                found = self._given(model, given)
+                found = self._given(model, reference)
             self._facts[given] = found["facts"]
             # Tokenizers of the same key may come with other chat templates.
             shared = found | {"facts": found["facts"] | {"chat_template": None}}
@@ -186,7 +183,8 @@ class _Resolver:
         where = f"models.{model}.{'tokenizer' if settings.tokenizer is not None else 'weights'}"
         wanted = reference(given, where)
         files = [] if wanted.hub else tokenizers.files_of(wanted)
-        about = [tokenizers.VERSIONS(), wanted.model_dump() if wanted.hub else "tokenizer"]
+        names = wanted.model_dump() if wanted.hub else [file.name for file in files]
+        about = [tokenizers.VERSIONS(), names, settings.trust_remote_code]
         try:
             facts = self.index.recall(
                 files,
@@ -210,7 +208,9 @@ class _Resolver:
         for dataset_name in settings.dataset:
             dataset = self.config.datasets[dataset_name].model_copy(update={"loss": "all"})
             where = f"tokenizers.{name}"
-            recipe = self._recipe(where, dataset_name, dataset, facts)
+            template = self._template_text(dataset.document.chat_template)
+            used = facts | ({"chat_template": template} if template is not None else {})
+            recipe = self._recipe(where, dataset_name, dataset, used)
             for shard in self.shards_of(dataset_name)["train"]:
                 texts.append([recipe, shard])
         made_of = train_tokenizer.made_of(settings.model_dump())
@@ -230,13 +230,14 @@ class _Resolver:
             recipe = documents.recipe(dataset, facts["chat_template"], facts["special_tokens"])
         except UserError as error:
             raise UserError(f"datasets.{name} for {where}: {error}") from None
-        there = self.columns.get(name)
-        for column in documents.needed_columns(recipe):
-            if there and column not in there:
-                raise UserError(
-                    f"datasets.{name}.document: there is no column {column!r} in "
-                    f"{_files_of(dataset)}; there are: {', '.join(there)}"
-                )
+        for split, files in _files_of(dataset).items():
+            there = self.columns.get((name, split))
+            for column in documents.needed_columns(recipe):
+                if there and column not in there:
+                    raise UserError(
+                        f"datasets.{name}.document: there is no column {column!r} in "
+                        f"{', '.join(files)}; there are: {', '.join(there)}"
+                    )
         key = key_of(recipe)
         self.recipes[key] = recipe
         return key
@@ -263,7 +264,10 @@ class _Resolver:
         given = dataset.document.chat_template or self.config.models[model].chat_template
         if given is None:
             return self.facts_of(model)["chat_template"]
-        if "{" in given:
+        return self._template_text(given)
+
+    def _template_text(self, given: str | None) -> str | None:
+        if given is None or "{" in given:
             return given
         try:
             return Path(given).read_text(encoding="utf-8")
@@ -310,10 +314,10 @@ class _Resolver:
         if settings.weights is None and settings.architecture is None:
             return None
         training = self.config.training_of(model).model_dump()
-        weights = None
+        weights = identity = None
         if settings.weights is not None:
             weights = reference(settings.weights, f"models.{model}.weights")
-            initial = ["weights", self._identity(weights)]
+            initial = ["weights", identity := self._identity(weights)]
         else:
             initial = ["architecture", settings.architecture]
         template = self._chat_template(model, self.config.datasets[cache["dataset"]])
@@ -330,6 +334,7 @@ class _Resolver:
             "tokenizer": cache["tokenizer"],
             "chat_template": template,
             "weights": weights.model_dump() if weights else None,
+            "weights_identity": identity,
             "architecture": settings.architecture,
             "trust_remote_code": settings.trust_remote_code,
             "training": training,
@@ -395,5 +400,7 @@ def _files(found: list[sources.Source]) -> str:
     return ", ".join(source.path for source in found[:3]) + (", …" if len(found) > 3 else "")
 
 
-def _files_of(dataset: Dataset) -> str:
-    return ", ".join(dataset.files or [str(dataset.hub)])
+def _files_of(dataset: Dataset) -> dict[str, list[str]]:
+    """The files of each split, as config.yaml names them."""
+    validation = dataset.validation.files if dataset.validation else None
+    return {"train": dataset.files or [], "validation": validation or []}

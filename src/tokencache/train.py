@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,9 @@ from .metrics import say
 from .trainer import CacheTrainer
 
 
-def train(run: dict[str, Any], out: Path, checkpoints: Path) -> None:
+def train(
+    run: dict[str, Any], out: Path, checkpoints: Path, check: Callable[[], None] | None = None
+) -> None:
     """Train a run of the plan and publish its folder `out` by one rename.
 
     Goes on at the newest complete checkpoint in the folder `checkpoints`, with the
@@ -40,6 +43,8 @@ def train(run: dict[str, Any], out: Path, checkpoints: Path) -> None:
     vocab = models.vocabulary(Path(run["tokenizer"]))
     precision = _precision(run)
     model = models.load(run, vocab)
+    if check is not None:  # that what was loaded is what the plan is for
+        check()
     use_cache = model.config.use_cache if hasattr(model.config, "use_cache") else None
     schedule = _schedule(run["training"], len(splits["train"]))
     arguments = _arguments(run["training"], schedule, precision, checkpoints, len(splits) > 1)
