@@ -100,8 +100,15 @@ def _place() -> str:
 def _remove_dead(final: Path) -> None:
     """Remove what killed processes left of the same target."""
     for left in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
-        tag = left.name.removeprefix(f".{final.name}.").rsplit(".", 2)[0]
-        if re.fullmatch(r".+-\d+-\d+", tag) and is_running(tag) is False:
+        remove_if_dead(left)
+
+
+def remove_if_dead(left: Path) -> None:
+    """Remove a temporary of `published` whose process is known to be dead."""
+    parts = re.fullmatch(r"(.+)-(\d+)-(\d+)\.[^.]+\.tmp", left.name)
+    if parts and parts[1].endswith(f".{_place()}"):
+        tag = f"{_place()}-{parts[2]}-{parts[3]}"
+        if is_running(tag) is False:
             shutil.rmtree(left, ignore_errors=True)
 
 

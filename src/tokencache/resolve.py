@@ -12,7 +12,7 @@ from typing import Any
 from . import documents, fingerprint, sources, tokenizers, train_tokenizer
 from .config import Config, Dataset, Reference, TokenizerTraining, reference
 from .errors import UserError
-from .files import key_of
+from .files import key_of, remove_if_dead
 from .fingerprint import Index, Shard
 from .plan import WORK, Plan, fetched_path, target_path, tokenizer_path
 
@@ -387,12 +387,14 @@ def _tokenizer_folders(config: Config) -> list[Path]:
 
 
 def _shards_in(folder: Path) -> set[str]:
-    """Keys of the token shards of one tokenizer that are there."""
+    """Keys of the token shards of one tokenizer that are there; rests of killed jobs go."""
     found = set()
     for part in os.scandir(folder):
-        if part.is_dir():
-            names = [entry.name for entry in os.scandir(part.path)]
-            found.update(n[: -len(".arrow")] for n in names if n.endswith(".arrow"))
+        for entry in os.scandir(part.path) if part.is_dir() else ():
+            if entry.name.endswith(".arrow"):
+                found.add(entry.name.removesuffix(".arrow"))
+            elif entry.name.endswith(".tmp"):
+                remove_if_dead(Path(entry.path))
     return found
 
 
