@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from datafiles import fails
 
-from tokencache import documents, fetch, sources
+from tokencache import config, documents, fetch, fingerprint, sources
 from tokencache.config import Dataset
 from tokencache.errors import UserError
+from tokencache.files import hash_file
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,9 @@ def folder_of(tmp_path, kind="jsonl", rows=ROWS, split="train"):
 
 def wanted(path, split="train", num_shards=4, name=None):
     """The plan's entry."""
+    reference = config.Reference(path=str(path))
     return {
+        "identity": fingerprint.identity(reference, lambda files: list(map(hash_file, files))),
         "key": "k", "dataset": "qa", "name": name, "split": split, "num_shards": num_shards,
         "reference": {"path": str(path), "hub": None, "revision": None},
     }  # fmt: skip

@@ -49,6 +49,7 @@ class _Resolver:
         self.recipes: dict[str, dict[str, Any]] = {}
         self.tokens: dict[str, dict[str, Any]] = {}
         self.token_sets: dict[str, dict[str, Any]] = {}
+        self._token_set_of: dict[tuple[str, str], str] = {}
         self.tokenizers: dict[str, dict[str, Any]] = {}
         self.fetches: dict[str, dict[str, Any]] = {}
         self._dataset_shards: dict[str, dict[str, list[str]]] = {}
@@ -245,6 +246,8 @@ class _Resolver:
     def token_set(self, model: str, name: str) -> str:
         """The token shards of a data set for a model: the same set for models that share
         a tokenizer (and, for chat, a template)."""
+        if (model, name) in self._token_set_of:
+            return self._token_set_of[model, name]
         facts, dataset = self.facts_of(model), self.config.datasets[name]
         template = self._chat_template(model, dataset)
         recipe = self._recipe(f"models.{model}", name, dataset, facts | {"chat_template": template})
@@ -258,6 +261,7 @@ class _Resolver:
         made_of = {"tokenizer": facts["key"], "recipe": recipe, "dataset": name, "splits": splits}
         key = key_of(made_of)
         self.token_sets[key] = made_of
+        self._token_set_of[model, name] = key
         return key
 
     def _chat_template(self, model: str, dataset: Dataset) -> str | None:
