@@ -46,7 +46,9 @@ def wanted(path, split="train", num_shards=4, name=None):
     """The plan's entry."""
     reference = config.Reference(path=str(path))
     return {
-        "identity": fingerprint.identity(reference, lambda files: list(map(hash_file, files))),
+        "identity": fingerprint.identity(reference, lambda files: list(map(hash_file, files)))
+        if os.path.exists(path)
+        else [],
         "key": "k", "dataset": "qa", "name": name, "split": split, "num_shards": num_shards,
         "reference": {"path": str(path), "hub": None, "revision": None},
     }  # fmt: skip
