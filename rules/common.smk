@@ -105,7 +105,6 @@ def planned(entries, target):
 
 # With `--software-deployment-method apptainer` jobs run in images; else `container:` does nothing.
 containers = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
-debian_based = settings.containers.base == "debian"
 
 if containers and not workflow.is_main_process:
     os.environ.update(images.node_environment())
@@ -125,15 +124,6 @@ def no_image(wildcards):
 def image_inputs(name):
     """The image that a job waits for: one that is missing, where jobs run in images."""
     return unless_there(image(name), [image(name)]) if containers else []
-
-
-def image_base():
-    """What images are built from: containers.base, of which one has to be made here."""
-    return images.DEBIAN_FOLDER if debian_based else settings.containers.base
-
-
-def base_inputs(wildcards):
-    return unless_there(f"{wildcards.image}.sif", [image_base()] if debian_based else [])
 
 
 def fetch_inputs(wildcards):

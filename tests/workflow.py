@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 COPIED = ("Snakefile", "rules", "profiles", "src", "examples", "containers", "envs")
 
 STAGES = (
-    "build_image", "make_debian",
+    "build_image",
     "fetch", "materialize_tokenizer", "train_tokenizer", "tokenize", "pack", "train",
 )  # fmt: skip
 

@@ -20,7 +20,6 @@ from .plan import Plan
 
 NAMES = ("tokenize", "train")
 FOLDER = "images"
-DEBIAN_FOLDER = f"{FOLDER}/debian"
 DIGITS = 12
 DEBIAN = "bookworm"  # its Python is 3.11, which the locks are for
 PACKAGES = "python3,python3-venv,ca-certificates"
@@ -44,17 +43,19 @@ def image_path(checkout: Path, name: str, base: str) -> str:
 def build(base: str, image: str, checkout: Path) -> None:
     """Build an image and test it; it appears at its path whole or not at all.
 
-    base: a folder or an image of this machine, or a URL such as docker://NAME.
+    base: debian, a folder or an image of this machine, or a URL such as docker://NAME.
     pip takes this machine's settings, and the image keeps none of them.
     """
     _require("apptainer")
     name, _, _ = Path(image).stem.rpartition("-")
-    kind, _, place = base.partition("://") if "://" in base else ("localimage", "", base)
-    place = str(Path(place).absolute()) if kind == "localimage" else place
-    arguments = {"bootstrap": kind, "from": place, "image": Path(image).stem}
-    with published(image) as made, tempfile.TemporaryDirectory() as settings:
-        folders = pip_settings(Path(settings))
+    space = os.environ.get("APPTAINER_TMPDIR")
+    with published(image) as made, tempfile.TemporaryDirectory(dir=space) as work:
+        settings = Path(work, "pip")
+        settings.mkdir()
+        folders = pip_settings(settings)
         binds = [f"{settings}:/mnt:ro", *(f"{folder}:{folder}:ro" for folder in folders)]
+        kind, place = _bootstrap(base, Path(work, "debian"))
+        arguments = {"bootstrap": kind, "from": place, "image": Path(image).stem}
         command = ["apptainer", "build", "--mksquashfs-args", COMPRESSION]
         for key, value in arguments.items():
             command += ["--build-arg", f"{key}={value}"]
@@ -62,6 +63,15 @@ def build(base: str, image: str, checkout: Path) -> None:
             command += ["--bind", bind]
         command += [str(made.absolute()), str(checkout / "containers" / f"{name}.def")]
         _run(command, cwd=checkout, env=_build_environment(folders))
+
+
+def _bootstrap(base: str, folder: Path) -> tuple[str, str]:
+    """A definition's Bootstrap and From for a base; for debian that is made, in a folder."""
+    if base == "debian":
+        make_debian(folder)
+        base = str(folder)
+    kind, _, place = base.partition("://") if "://" in base else ("localimage", "", base)
+    return kind, str(Path(place).absolute()) if kind == "localimage" else place
 
 
 def _build_environment(folders: list[str]) -> dict[str, str]:
@@ -116,7 +126,7 @@ def pip_settings(folder: Path) -> list[str]:
     return list(folders)
 
 
-def make_debian(folder: str) -> None:
+def make_debian(folder: Path) -> None:
     """Debian with Python in a folder, from the mirrors that this machine's apt uses."""
     _require("mmdebstrap")
     line = "deb $(REPO_URI) $(RELEASE) $(COMPONENT)"
@@ -136,7 +146,7 @@ def make_debian(folder: str) -> None:
         command = ["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}"]
         # The image does not keep this machine's mirrors.
         command += ['--customize-hook=rm -f "$1"/etc/apt/sources.list.d/*']
-        _run([*command, "--format=directory", DEBIAN, folder, file.name])
+        _run([*command, "--format=directory", DEBIAN, str(folder), file.name])
 
 
 def _require(program: str) -> None:
@@ -207,20 +217,15 @@ def _uses_hub(plan: Plan) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    top = argparse.ArgumentParser("tokencache.images", description="Make a job's container image.")
-    commands = top.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("build", help="build an image from its definition")
+    command = argparse.ArgumentParser("tokencache.images", description="Build a job's image.")
     command.add_argument("--checkout", type=Path, default=Path())
-    command.add_argument("--base", required=True, help="a folder, an image, or docker://NAME")
+    command.add_argument(
+        "--base", required=True, help="debian, a folder, an image, or docker://NAME"
+    )
     command.add_argument("image", help="where it goes: FOLDER/NAME-DIGITS.sif")
-    command = commands.add_parser("debian", help="make a folder with Debian to build from")
-    command.add_argument("folder")
-    arguments = top.parse_args(argv)
+    arguments = command.parse_args(argv)
     try:
-        if arguments.command == "build":
-            build(arguments.base, arguments.image, arguments.checkout.absolute())
-        else:
-            make_debian(arguments.folder)
+        build(arguments.base, arguments.image, arguments.checkout.absolute())
     except UserError as error:
         print(f"tokencache: {error}", file=sys.stderr)
         return 1
