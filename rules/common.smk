@@ -51,13 +51,14 @@ if not workflow.configfiles:
 
 def settings_and_plan():
     """The plan is made once, by the process that the user started; its jobs read it."""
-    from tokencache.resolve import resolve
-
     settings = load(config, workflow.configfiles)
     if cleaning:
         return settings, None
     if not workflow.is_main_process:
         return settings, Plan.read(os.environ.get("TOKENCACHE_PLAN"))
+
+    from tokencache.resolve import resolve
+
     plan = resolve(settings)
     os.environ.update(TOKENCACHE_PLAN=plan.path)
     if "--lint" not in sys.argv:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -71,6 +72,19 @@ class _Generation(Extension):
 
 
 @lru_cache
+def template_text(given: str | None) -> str | None:
+    """Jinja text as it is; what has no brace in it is the path of a file that holds it."""
+    if given is None or "{" in given:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"chat_template: {given}: {reason}; give Jinja text or a file with it"
+        ) from None
+
+
 def inspect(template: str) -> Template:
     """Parse a chat template without running it. Raises UserError where it can't be used."""
     environment = jinja2.Environment(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,11 @@ def files_of(shards: Iterable[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(shard.get("fetched") or shard["path"] for shard in shards))
 
 
+@cache
+def _versions() -> dict[str, str]:
+    return {"tokencache": __version__} | {name: version(name) for name in LIBRARIES}
+
+
 class Plan:
     """The contents of a plan file; `data` is plain JSON.
 
@@ -71,6 +76,7 @@ class Plan:
         self.fetches: dict[str, dict[str, Any]] = data["fetches"]
         self.batches: dict[str, dict[str, Any]] = data["batches"]
         self.token_sets: dict[str, dict[str, Any]] = data["token_sets"]
+        self._sources_of: dict[str, dict[str, list[dict[str, Any]]]] = {}
 
     @classmethod
     def read(cls, path: str | Path) -> Plan:
@@ -136,13 +142,19 @@ class Plan:
             "settings": {name: cache[name] for name in names},
             "tokenizer": self.tokenizers[cache["tokenizer"]]["facts"],
             "recipe": self.data["recipes"][token_set["recipe"]],
-            "sources": {split: self._sources(keys) for split, keys in token_set["splits"].items()},
-            "versions": {"tokencache": __version__} | {name: version(name) for name in LIBRARIES},
+            "sources": self._sources(cache["token_set"]),
+            "versions": _versions(),
             "command": f"snakemake {path}",
         }
 
-    def _sources(self, tokens: list[str]) -> list[dict[str, Any]]:
-        """Each file with its shards' keys and the keys of their token shards."""
+    def _sources(self, token_set: str) -> dict[str, list[dict[str, Any]]]:
+        """Each split's files with their shards' keys and the keys of their token shards."""
+        if token_set not in self._sources_of:
+            splits = self.token_sets[token_set]["splits"]
+            self._sources_of[token_set] = {s: self._by_file(keys) for s, keys in splits.items()}
+        return self._sources_of[token_set]
+
+    def _by_file(self, tokens: list[str]) -> list[dict[str, Any]]:
         files: dict[str, dict[str, Any]] = {}
         for key in tokens:
             shard = self.shard_of(key)

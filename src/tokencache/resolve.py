@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from . import documents, fingerprint, sources, tokenizers, train_tokenizer
+from . import batches, chat, documents, fingerprint, sources, tokenizers, train_tokenizer
 from .config import Config, Dataset, Reference, TokenizerTraining, reference
 from .errors import UserError
-from .files import key_of, remove_if_dead
+from .files import key_of
 from .fingerprint import Index, Shard
 from .plan import WORK, Plan, fetched_path, target_path, tokenizer_path
 
@@ -23,10 +21,6 @@ RUN_VERSION = 1
 
 # Training settings that say how often to look, not what to compute.
 NOT_IN_RUN_KEY = {"logging_steps", "save_steps", "save_total_limit", "per_device_eval_batch_size"}
-
-# A job takes small shards until it has this many, or this many bytes of them.
-SHARDS_IN_A_JOB = 256
-BYTES_IN_A_JOB = 64 * 2**20
 
 
 def resolve(config: Config) -> Plan:
@@ -75,7 +69,7 @@ class _Resolver:
             "fetches": self.fetches,
             "caches": caches,
             "runs": runs,
-            "batches": self._batches(),
+            "batches": batches.batches(self.config, self.token_sets, self.tokens, self.shards),
         }
 
     # Sources
@@ -209,7 +203,7 @@ class _Resolver:
         for dataset_name in settings.dataset:
             dataset = self.config.datasets[dataset_name].model_copy(update={"loss": "all"})
             where = f"tokenizers.{name}"
-            template = self._template_text(dataset.document.chat_template)
+            template = chat.template_text(dataset.document.chat_template)
             used = facts | ({"chat_template": template} if template is not None else {})
             recipe = self._recipe(where, dataset_name, dataset, used)
             for shard in self.shards_of(dataset_name)["train"]:
@@ -268,15 +262,7 @@ class _Resolver:
         given = dataset.document.chat_template or self.config.models[model].chat_template
         if given is None:
             return self.facts_of(model)["chat_template"]
-        return self._template_text(given)
-
-    def _template_text(self, given: str | None) -> str | None:
-        if given is None or "{" in given:
-            return given
-        try:
-            return Path(given).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"chat_template: {given}: {error.strerror}") from None
+        return chat.template_text(given)
 
     # Caches and runs
 
@@ -344,62 +330,9 @@ class _Resolver:
             "training": training,
         }
 
-    # Work
-
-    def _batches(self) -> dict[str, dict[str, Any]]:
-        """Missing token shards, small ones put together until a job is worth its start."""
-        there = {folder.name: _shards_in(folder) for folder in _tokenizer_folders(self.config)}
-        waiting: dict[str, list[str]] = {}
-        for token_set, made_of in self.token_sets.items():
-            for keys in made_of["splits"].values():
-                for key in keys:
-                    if key not in there.get(made_of["tokenizer"], ()):
-                        waiting.setdefault(key, []).append(token_set)
-        batches: dict[str, dict[str, Any]] = {}
-        current: dict[str, Any] | None = None
-        for key, token_sets in waiting.items():
-            entry = self.tokens[key]
-            size = self.shards[entry["shard"]]["bytes"] or self.config.shard_size
-            kind = (entry["tokenizer"], entry["recipe"], token_sets[0])
-            full = current and (
-                current["bytes"] + size > BYTES_IN_A_JOB
-                or len(current["tokens"]) >= SHARDS_IN_A_JOB
-            )
-            if current is None or current["kind"] != kind or full:
-                current = {"kind": kind, "tokens": [], "bytes": 0, "token_sets": []}
-                current |= {
-                    "tokenizer": tokenizer_path(self.config.cache, entry["tokenizer"]),
-                    "dataset": self.token_sets[token_sets[0]]["dataset"],
-                }
-                batches[f"{current['dataset']}-{len(batches) + 1:04d}"] = current
-            current["tokens"].append(key)
-            current["bytes"] += size
-            new = [t for t in token_sets if t not in current["token_sets"]]
-            current["token_sets"] += new
-        for batch in batches.values():
-            del batch["kind"]
-        return batches
-
 
 def _sampling(source: sources.Source) -> str | None:
     return source.sample_by if source.format == "text" else None
-
-
-def _tokenizer_folders(config: Config) -> list[Path]:
-    folder = Path(config.cache, "tokens")
-    return [f for f in folder.iterdir() if f.is_dir()] if folder.is_dir() else []
-
-
-def _shards_in(folder: Path) -> set[str]:
-    """Keys of the token shards of one tokenizer that are there; rests of killed jobs go."""
-    found = set()
-    for part in os.scandir(folder):
-        for entry in os.scandir(part.path) if part.is_dir() else ():
-            if entry.name.endswith(".arrow"):
-                found.add(entry.name.removesuffix(".arrow"))
-            elif entry.name.endswith(".tmp"):
-                remove_if_dead(Path(entry.path))
-    return found
 
 
 def _files(found: list[sources.Source]) -> str:

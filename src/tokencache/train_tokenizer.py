@@ -30,7 +30,7 @@ from tokenizers import (
     trainers,
 )
 
-from . import stages, tokenizers
+from . import chat, stages, tokenizers
 from .errors import UserError
 from .files import key_of, published
 from .progress import Progress
@@ -93,7 +93,7 @@ def planned_facts(settings: dict[str, Any]) -> dict[str, Any]:
         "eos_token": roles["eos_token"],
         "pad_token": roles["pad_token"],
         "special_tokens": roles,
-        "chat_template": _chat_template(settings["chat_template"]),
+        "chat_template": chat.template_text(settings["chat_template"]),
         "notes": [],
         "parts": {name: key_of(part) for name, part in made_of(settings).items()},
     }
@@ -133,19 +133,6 @@ def _special_tokens(settings: dict[str, Any]) -> list[str]:
     if not all(tokens) or not settings["eos_token"] or not settings["pad_token"]:
         raise UserError("special_tokens: one is empty; write its text, or leave it out")
     return list(dict.fromkeys(tokens))
-
-
-def _chat_template(given: str | None) -> str | None:
-    """Jinja text as it is; what has no brace in it is the path of a file that holds it."""
-    if given is None or "{" in given:
-        return given
-    try:
-        return Path(given).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"chat_template: {given}: {reason}; give Jinja text or a file with it"
-        ) from None
 
 
 def _too_small(settings: dict[str, Any], needed: str) -> UserError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from .plan import Plan
 ROWS = 40  # of a table that a person reads; more and the fresh ones are only counted
 FRESH = "fresh"
 BEHAVIOUR = "library behaviour"
+
+# What there is, by root, model and data set.
+Found = Callable[[str, str, str], list[dict[str, Any]]]
 
 
 def table(plan: Plan) -> str:
@@ -34,34 +38,36 @@ def table(plan: Plan) -> str:
 
 def _rows(plan: Plan) -> Iterator[dict[str, str]]:
     run_of = {run["cache"]: path for path, run in plan.runs.items()}
-    for path, cache in plan.caches.items():
+    # What is there is read once for all lengths.
+    caches_of, runs_of = cache(inventory.caches_of), cache(inventory.runs_of)
+    for path, entry in plan.caches.items():
         run = run_of.get(path)
         yield {
-            "model": cache["model"],
-            "dataset": cache["dataset"],
-            "max_length": str(cache["max_length"]),
-            "cache": cache_reason(plan, path),
-            "training": run_reason(plan, run) if run else "",
-            "to tokenize": _amount(plan, plan.missing_of(cache["token_set"])) or "-",
+            "model": entry["model"],
+            "dataset": entry["dataset"],
+            "max_length": str(entry["max_length"]),
+            "cache": _cache_reason(plan, path, caches_of),
+            "training": _run_reason(plan, run, runs_of) if run else "",
+            "to tokenize": _amount(plan, plan.missing_of(entry["token_set"])) or "-",
         }
 
 
-def cache_reason(plan: Plan, path: str) -> str:
+def _cache_reason(plan: Plan, path: str, caches_of: Found) -> str:
     """'fresh', 'new', or what changed against the nearest cache of the same name."""
     if Path(path).exists():
         return FRESH
     planned = plan.provenance(path)
-    older = inventory.caches_of(plan.cache, planned["model"], planned["dataset"])
+    older = caches_of(plan.cache, planned["model"], planned["dataset"])
     changed = [(_cache_changes(old, planned), old["path"] in plan.caches) for old in older]
     return _said(*min(changed, key=lambda c: len(c[0]))) if changed else "new"
 
 
-def run_reason(plan: Plan, path: str) -> str:
+def _run_reason(plan: Plan, path: str, runs_of: Found) -> str:
     """The same for a run, among the runs of the same length."""
     if Path(path).exists():
         return FRESH
     planned = plan.runs[path]
-    older = inventory.runs_of(plan.results, planned["model"], planned["dataset"])
+    older = runs_of(plan.results, planned["model"], planned["dataset"])
     older = [run for run in older if run.get("max_length") == planned["max_length"]]
     changed = [(_run_changes(old, planned), old["path"] in plan.runs) for old in older]
     return _said(*min(changed, key=lambda c: len(c[0]))) if changed else "new"
@@ -184,6 +190,6 @@ def _count(number: int, what: str) -> str:
 
 def _notes(plan: Plan) -> Iterator[str]:
     """What a user should know of a tokenizer that is about to be used."""
-    for cache in {c["tokenizer"]: c for c in plan.caches.values()}.values():
-        for note in plan.tokenizers[cache["tokenizer"]]["facts"]["notes"]:
-            yield f"note: {cache['model']}: {note}"
+    for entry in {c["tokenizer"]: c for c in plan.caches.values()}.values():
+        for note in plan.tokenizers[entry["tokenizer"]]["facts"]["notes"]:
+            yield f"note: {entry['model']}: {note}"
