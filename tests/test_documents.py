@@ -49,7 +49,7 @@ def render(made, piece):
         assert batch.texts.null_count == 0
         assert batch.spans is None or len(batch.spans) == len(batch.texts)
         texts += batch.texts.to_pylist()
-        spans += batch.spans if batch.spans is not None else [None] * len(batch.texts)
+        spans += batch.spans.lists() if batch.spans is not None else [None] * len(batch.texts)
         sizes.append(len(batch.texts))
     return texts, spans, sizes
 

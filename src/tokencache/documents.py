@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from string import Formatter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from . import chat, sources
-from .chat import Span
-from .config import Dataset
+from . import sources
 from .errors import UserError
+from .readers import as_numpy, as_texts
 from .sources import Piece
+
+if TYPE_CHECKING:
+    from .chat import Span
+    from .config import Dataset
 
 # Raise when a row of the same recipe gives another text or other spans than before:
 # the version is part of every recipe's key, so what is cached is then made anew.
@@ -28,15 +33,47 @@ Parts = list[str | dict[str, str]]
 
 
 @dataclass(frozen=True)
+class Spans:
+    """Ranges [start, stop) in each of some documents, in order, none of them empty.
+
+    ranges: (k, 2) int64; offsets: (documents + 1,) int64: those of document i are
+    ranges[offsets[i] : offsets[i + 1]].
+    """
+
+    ranges: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @classmethod
+    def of(cls, lists: list[list[Span]]) -> Spans:
+        offsets = np.cumsum([0, *map(len, lists)], dtype=np.int64)
+        ranges = np.array([span for spans in lists for span in spans], np.int64)
+        return cls(ranges.reshape(-1, 2), offsets)
+
+    def lists(self) -> list[list[Span]]:
+        spans = [(start, stop) for start, stop in self.ranges.tolist()]
+        edges = self.offsets.tolist()
+        return [spans[a:b] for a, b in pairwise(edges)]
+
+    def take(self, rows: np.ndarray) -> Spans:
+        """The spans of some of the documents."""
+        counts = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        places = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], counts)
+        return Spans(self.ranges[places], offsets)
+
+
+@dataclass(frozen=True)
 class Batch:
     """Documents in row order: texts without nulls, about 32 MiB of them at most.
 
-    `spans` has for each text the character ranges [start, stop) that are trained
-    on, in order, none of them empty; it is None where all of it is (loss: all).
+    `spans` are the ranges of characters that are trained on; None where all are (loss: all).
     """
 
     texts: pa.LargeStringArray
-    spans: list[list[Span]] | None
+    spans: Spans | None
 
 
 def recipe(
@@ -82,6 +119,8 @@ def _chat_parts(
             "the tokenizer brings no chat template; give the model one: models.NAME.chat_template "
             "(Jinja text or a file), or make a text with document.text"
         )
+    from . import chat  # with Jinja, which most data sets don't need
+
     about = chat.inspect(template)
     if dataset.loss == "assistant" and about.hidden:
         raise UserError(
@@ -181,10 +220,11 @@ def _texts(recipe: dict[str, Any], table: pa.Table) -> Iterator[Batch]:
     for rows in _slices(table, recipe["prompt"] + recipe["completion"]):
         prompts = _joined(rows, recipe["prompt"])
         texts = _join([prompts, _joined(rows, recipe["completion"])])
-        starts = pc.utf8_length(prompts).to_pylist()
-        stops = pc.utf8_length(texts).to_pylist()
-        ranges = zip(starts, stops, strict=True)
-        yield Batch(texts, [[span] if span[0] < span[1] else [] for span in ranges])
+        sides = [as_numpy(pc.utf8_length(side)) for side in (prompts, texts)]
+        ranges = np.stack(sides, axis=1).astype(np.int64)
+        some = ranges[:, 0] < ranges[:, 1]
+        offsets = np.concatenate([[0], np.cumsum(some)]).astype(np.int64)
+        yield Batch(texts, Spans(ranges[some], offsets))
 
 
 def _slices(table: pa.Table, parts: Parts) -> Iterator[pa.Table]:
@@ -205,6 +245,10 @@ def _slices(table: pa.Table, parts: Parts) -> Iterator[pa.Table]:
 
 def _joined(table: pa.Table, parts: Parts) -> pa.LargeStringArray:
     """One text a row; null is nothing."""
+    if len(parts) == 1 and isinstance(parts[0], dict):
+        column = table.column(parts[0]["column"])
+        if column.num_chunks == 1 and column.type == pa.large_string() and not column.null_count:
+            return column.chunk(0)
     values = [
         pa.scalar(part, pa.large_string())
         if isinstance(part, str)
@@ -224,6 +268,8 @@ def _join(values: list[Any]) -> pa.LargeStringArray:
 
 
 def _conversations(recipe: dict[str, Any], piece: Piece, shard_key: str) -> Iterator[Batch]:
+    from . import chat
+
     assistant = recipe["loss"] == "assistant"
     template = chat.Chat(recipe["chat_template"], recipe["special_tokens"], assistant)
     texts: list[str] = []
@@ -241,10 +287,10 @@ def _conversations(recipe: dict[str, Any], piece: Piece, shard_key: str) -> Iter
             texts.append(text)
             spans.append(found or [])
             if size >= BATCH_BYTES or len(texts) >= BATCH_ROWS:
-                yield Batch(pa.array(texts, pa.large_string()), spans if assistant else None)
+                yield Batch(as_texts(texts), Spans.of(spans) if assistant else None)
                 texts, spans, size = [], [], 0
     if texts:
-        yield Batch(pa.array(texts, pa.large_string()), spans if assistant else None)
+        yield Batch(as_texts(texts), Spans.of(spans) if assistant else None)
 
 
 def _where(piece: Piece, row: int) -> str:

@@ -8,6 +8,7 @@ after it did so on a sample of that batch.
 from __future__ import annotations
 
 import copy
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .errors import UserError
+from .readers import as_arrow, as_numpy, as_texts
 from .tokenizers import opened, probe
+
+SPACE_SIGN = "\u2581"  # of SentencePiece, for a space
 
 NAMES = ("auto", "gigatoken", "tokenizers")
 
@@ -29,8 +33,8 @@ NAMES = ("auto", "gigatoken", "tokenizers")
 SLICE_BYTES = 2 * 2**20
 
 # Of each batch this share is encoded by the reference too, within these bounds.
-SAMPLE_SHARE = 1 / 64
-SAMPLE_BYTES = (8 * 2**10, 256 * 2**10)
+SAMPLE_SHARE = 1 / 256
+SAMPLE_BYTES = (8 * 2**10, 64 * 2**10)
 SAMPLE_CHARACTERS = 16 * 2**10  # of one text at most
 
 
@@ -50,6 +54,9 @@ class Engine(Protocol):
 
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
         """Ids of the texts, which have no nulls."""
+
+    def vocabulary(self) -> dict[int, bytes]:
+        """The bytes that tokens seem to stand for, ▁ not read as a space; to be checked."""
 
 
 class Differs(Exception):
@@ -78,6 +85,17 @@ class HuggingFace:
             ids.append(np.fromiter(chain.from_iterable(rows), np.uint32, lengths[-1].sum()))
         return Encoded(np.concatenate(ids), np.cumsum(np.concatenate(lengths)))
 
+    def vocabulary(self) -> dict[int, bytes]:
+        added = self._backend.get_added_tokens_decoder()
+        known = self._backend.get_vocab(with_added_tokens=False)
+        alphabet = str.maketrans(dict(_byte_alphabet()))
+        if any(SPACE_SIGN in token for token in known):
+            found = {n: _fallback(token) for token, n in known.items()}
+        else:
+            found = {n: token.translate(alphabet).encode("latin-1", "replace")
+                     for token, n in known.items()}  # fmt: skip
+        return found | {n: token.content.encode() for n, token in added.items()}
+
     def encodings(self, texts: pa.LargeStringArray, trimmed: bool) -> Iterator[Any]:
         """`tokenizers.Encoding` of each text, with offsets in characters.
 
@@ -93,6 +111,20 @@ class HuggingFace:
             backend = self._untrimmed
         for part in _slices(texts):
             yield from backend.encode_batch(part, add_special_tokens=False)
+
+
+def _byte_alphabet() -> Iterator[tuple[str, str]]:
+    """The signs that byte-level tokenizers write bytes as, and the bytes as Latin-1."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(0x100)) - set(plain))
+    yield from ((chr(byte), chr(byte)) for byte in plain)
+    yield from ((chr(0x100 + number), chr(byte)) for number, byte in enumerate(others))
+
+
+def _fallback(token: str) -> bytes:
+    """The bytes of a token of SentencePiece's kind, where <0x0A> is the byte 10."""
+    match = re.fullmatch("<0x([0-9A-F]{2})>", token)
+    return bytes.fromhex(match[1]) if match else token.encode()
 
 
 class Gigatoken:
@@ -116,12 +148,15 @@ class Gigatoken:
         self._tokenizer = _guarded(gigatoken.Tokenizer.from_json, content)
 
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
-        unsettled = pc.match_substring_regex(texts, unsettled_characters())
-        if not unsettled.true_count:
+        unsettled = _unsettled(texts)
+        if not unsettled.any():
             return self._encode(texts)
-        mine = self._encode(texts.filter(pc.invert(unsettled)))
-        others = self._reference.encode(texts.filter(unsettled))
-        return _mixed(mine, others, unsettled.to_numpy(zero_copy_only=False))
+        mine = self._encode(texts.take(as_arrow(np.flatnonzero(~unsettled))))
+        others = self._reference.encode(texts.take(as_arrow(np.flatnonzero(unsettled))))
+        return _mixed(mine, others, unsettled)
+
+    def vocabulary(self) -> dict[int, bytes]:
+        return self._tokenizer.vocab
 
     def _encode(self, texts: pa.LargeStringArray) -> Encoded:
         if not len(texts):
@@ -134,13 +169,24 @@ class Gigatoken:
     def _wrapped(self, texts: pa.LargeStringArray) -> Any:
         """The texts as an awkward array on the same memory."""
         contents, index = self._awkward.contents, self._awkward.index
-        offsets, data = _buffers(texts)
+        offsets, data = buffers(texts)
         characters = contents.NumpyArray(data, parameters={"__array__": "char"})
         return self._awkward.Array(
             contents.ListOffsetArray(
                 index.Index64(offsets), characters, parameters={"__array__": "string"}
             )
         )
+
+
+def _unsettled(texts: pa.LargeStringArray) -> np.ndarray:
+    """(texts,) bool: which have a character that `unsettled_characters` means."""
+    found = np.zeros(len(texts), bool)
+    wide = ~as_numpy(pc.string_is_ascii(texts))
+    if wide.any():
+        others = texts.take(as_arrow(np.flatnonzero(wide)))
+        matches = pc.match_substring_regex(others, unsettled_characters())
+        found[wide] = as_numpy(matches)
+    return found
 
 
 def _mixed(first: Encoded, second: Encoded, from_second: np.ndarray) -> Encoded:
@@ -164,17 +210,14 @@ def unsettled_characters() -> str:
     assigned they were no letters either. What Python does not know may be anything, and
     so may what lies beyond the first planes, but for private use.
     """
-    settled: list[list[int]] = []
-    for number in range(0x40000):
-        sign = chr(number)
-        known = unicodedata.ucd_3_2_0.category(sign) != "Cn"
-        if known or unicodedata.category(sign)[0] in "SP":
-            if settled and settled[-1][1] == number - 1:
-                settled[-1][1] = number
-            else:
-                settled.append([number, number])
-    settled += [[0xF0000, 0xFFFFD], [0x100000, 0x10FFFD]]
-    ranges = "".join(f"\\x{{{first:x}}}-\\x{{{last:x}}}" for first, last in settled)
+    kinds = map(unicodedata.ucd_3_2_0.category, map(chr, range(0x40000)))
+    settled = np.fromiter(map("Cn".__ne__, kinds), bool, 0x40000)
+    others = np.flatnonzero(~settled)
+    kinds = map(unicodedata.category, map(chr, others.tolist()))
+    settled[others] = np.fromiter((kind[0] in "SP" for kind in kinds), bool, len(others))
+    edges = np.flatnonzero(np.diff(settled, prepend=False, append=False)).reshape(-1, 2)
+    found = [*(edges - [0, 1]).tolist(), [0xF0000, 0xFFFFD], [0x100000, 0x10FFFD]]
+    ranges = "".join(f"\\x{{{first:x}}}-\\x{{{last:x}}}" for first, last in found)
     return f"[^{ranges}]"
 
 
@@ -196,7 +239,7 @@ class Engines:
             return
         try:
             fast = Gigatoken(folder, self.reference)
-            _compare(fast, self.reference, pa.array(probe(opened(folder)), pa.large_string()))
+            _compare(fast, self.reference, as_texts(probe(opened(folder))))
         except (Unfit, Differs) as error:
             self.give_up(str(error))
         else:
@@ -240,15 +283,20 @@ def _row(encoded: Encoded, number: int) -> np.ndarray:
 
 
 def _sample(texts: pa.LargeStringArray) -> pa.LargeStringArray:
-    """Some texts of a batch, evenly spread, the long ones cut short."""
-    offsets, _ = _buffers(texts)
+    """Some texts of a batch, the long ones cut short."""
+    chosen = texts.take(as_arrow(sample_rows(texts)))
+    return pc.utf8_slice_codeunits(chosen, 0, SAMPLE_CHARACTERS)
+
+
+def sample_rows(texts: pa.LargeStringArray) -> np.ndarray:
+    """Numbers of some texts of a batch, evenly spread."""
+    offsets, _ = buffers(texts)
     low, high = SAMPLE_BYTES
     size = int(offsets[-1])
     wanted = min(high, max(low, size * SAMPLE_SHARE))
     mean = min(size / max(1, len(texts)), SAMPLE_CHARACTERS)
     count = min(len(texts), 1 + int(wanted / (mean + 1)))
-    chosen = np.unique(np.linspace(0, len(texts) - 1, count).astype(np.int64))
-    return pc.utf8_slice_codeunits(texts.take(pa.array(chosen)), 0, SAMPLE_CHARACTERS)
+    return np.unique(np.linspace(0, len(texts) - 1, count).astype(np.int64))
 
 
 def _guarded(call: Any, *values: Any) -> Any:
@@ -262,7 +310,7 @@ def _guarded(call: Any, *values: Any) -> Any:
         raise Unfit(lines[0]) from None
 
 
-def _buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+def buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
     """Offsets (texts + 1,) int64 from 0 on, and the bytes (uint8) that they point into."""
     _, offsets, data = texts.buffers()
     if offsets is None or not len(texts):
@@ -274,10 +322,14 @@ def _buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
 
 def _slices(texts: pa.LargeStringArray) -> Iterator[list[str]]:
     """The texts in lists of at most SLICE_BYTES, or of one text."""
-    ends = _buffers(texts)[0][1:]
-    start = 0
-    while start < len(texts):
-        before = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + SLICE_BYTES, side="right")))
+    for start, stop in groups(buffers(texts)[0], SLICE_BYTES):
         yield texts.slice(start, stop - start).to_pylist()
-        start = stop
+
+
+def groups(offsets: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that end at `offsets` (rows + 1,): at most `size` in each, or one row."""
+    start = 0
+    while start < len(offsets) - 1:
+        stop = int(np.searchsorted(offsets, offsets[start] + size, side="right")) - 1
+        yield start, max(start + 1, stop)
+        start = max(start + 1, stop)

@@ -20,6 +20,8 @@ from .errors import UserError
 from .files import hash_file, key_of, published
 from .packing import best_fit_decreasing
 from .progress import Progress
+from .readers import as_arrow
+from .streams import Writer
 from .token_shards import Documents
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
@@ -155,7 +157,9 @@ class Gatherer:
                 ids[write] = segment.ids[read]
                 if self.masked:
                     _mark(steps, segment.spans, source[mine], count[mine], target[mine])
-        trained = np.cumsum(steps[:-1]) > 0 if self.masked else np.ones(len(ids), bool)
+        trained = (
+            np.cumsum(steps[:-1], dtype=np.int32) > 0 if self.masked else np.ones(len(ids), bool)
+        )
         return ids, trained, lengths
 
 
@@ -207,7 +211,8 @@ def build(cache: dict[str, Any], tokens: dict[str, Any], out: Path) -> dict[str,
             f"({counts}); with overflow: drop, max_length may be too small"
         )
     with published(out, folder=True) as folder:
-        made = {name: _write_split(folder / name, name, *split, cache, packing)
+        checksums: dict[Path, str] = {}
+        made = {name: _write_split(folder / name, name, *split, cache, checksums)
                 for name, split in splits.items()}  # fmt: skip
         (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}))
         if not sum(split["tokens_trained"] for split in made.values()):
@@ -220,25 +225,32 @@ def build(cache: dict[str, Any], tokens: dict[str, Any], out: Path) -> dict[str,
             "key": cache["key"],
             "documents": {split: count for split, count in counts.items()},
             "splits": made,
-            "files": _checksums(folder),
+            "files": _files(folder, checksums),
         }
         text = json.dumps(summary, sort_keys=True, indent=1, ensure_ascii=False)
         (folder / "cache.json").write_text(text + "\n", encoding="utf-8")
     return summary
 
 
-def _checksums(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def _files(folder: Path, checksums: dict[Path, str]) -> dict[str, dict[str, Any]]:
+    """Sizes and checksums of all files, of which those are read that are in none yet."""
     return {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "blake3": hash_file(path)}
-        for path in files
+        str(path.relative_to(folder)): {
+            "bytes": path.stat().st_size,
+            "blake3": checksums.get(path) or hash_file(path),
+        }
+        for path in sorted(path for path in folder.rglob("*") if path.is_file())
     }
 
 
 def _write_split(
-    folder: Path, name: str, found: Rows, gather: Gatherer, cache: dict[str, Any], packing: str
-) -> dict[str, Any]:
-    """Write one split as `datasets` saves it: Arrow streams, state.json, dataset_info.json."""
+    folder: Path, name: str, found: Rows, gather: Gatherer, cache: dict[str, Any],
+    checksums: dict[Path, str],
+) -> dict[str, Any]:  # fmt: skip
+    """Write one split as `datasets` saves it: Arrow streams, state.json, dataset_info.json.
+
+    The checksums of the Arrow files are added to `checksums`.
+    """
     folder.mkdir()
     lengths = found.windows.content + gather.prefix + gather.suffix
     per_row = np.add.reduceat(lengths, found.first[:-1]) if len(found) else lengths[:0]
@@ -250,13 +262,14 @@ def _write_split(
     label = f"pack {cache['model']} {cache['dataset']} {cache['max_length']} {name}"
     with Progress(len(found), "rows", label) as progress:
         for file, (start, stop) in zip(names, parts, strict=True):
-            with pa.OSFile(str(folder / file), "wb") as sink, pa.ipc.new_stream(sink, schema) as w:
+            with Writer(folder / file, schema, stream=True) as writer:
                 for at, until in _batches(per_row, start, stop):
                     batch, in_rows = _batch(found, at, until, gather, schema)
-                    w.write_batch(batch)
+                    writer.write(batch)
                     trained += int(in_rows.sum())
                     untrained_rows += int((in_rows == 0).sum())
                     progress.update(until - at)
+            checksums[folder / file] = writer.checksum()
     info = {"features": _features(schema), "citation": "", "description": "", "homepage": "",
             "license": ""}  # fmt: skip
     state = {
@@ -314,13 +327,14 @@ def _batch(
         positions -= np.repeat(ends - lengths, lengths).astype(np.int32)
         columns["position_ids"] = _lists(offsets, positions)
         columns["seq_lengths"] = _lists(row_of_window.astype(np.int32), lengths.astype(np.int32))
-    counted = np.concatenate([[0], np.cumsum(trained)])
+    counted = np.zeros(len(trained) + 1, np.int32)
+    np.cumsum(trained, dtype=np.int32, out=counted[1:])
     in_rows = np.diff(counted[offsets])
     return pa.record_batch([columns[n] for n in schema.names], schema=schema), in_rows
 
 
 def _lists(offsets: np.ndarray, values: np.ndarray) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+    return pa.ListArray.from_arrays(as_arrow(offsets), as_arrow(values))
 
 
 def _schema(ids: np.dtype, packed: bool) -> pa.Schema:

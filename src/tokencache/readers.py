@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 
 from .errors import UserError
 
@@ -59,6 +59,37 @@ def python_rows(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
         yield table.slice(start, ROWS).to_pylist()
 
 
+# Arrays. `pa.array` and `to_numpy` would do, but they load pandas where there is one.
+
+
+def as_numpy(values: pa.Array) -> np.ndarray:
+    """Numbers, or true and false, without nulls, as an array."""
+    if pa.types.is_boolean(values.type):
+        return as_numpy(values.cast(pa.uint8())).view(bool)
+    kind = np.dtype(values.type.to_pandas_dtype())
+    data = values.buffers()[1]
+    if data is None or not len(values):
+        return np.zeros(0, kind)
+    return np.frombuffer(data, kind, len(values), values.offset * kind.itemsize)
+
+
+def as_arrow(values: np.ndarray) -> pa.Array:
+    """Numbers in one dimension as an array on the same memory."""
+    values = np.ascontiguousarray(values)
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
+def as_texts(values: list[str]) -> pa.LargeStringArray:
+    """Texts without nulls. Raises UnicodeEncodeError for halves of characters."""
+    data = [value.encode() for value in values]
+    offsets = np.zeros(len(data) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, data), np.int64, len(data)), out=offsets[1:])
+    return pa.LargeStringArray.from_buffers(
+        len(data), pa.py_buffer(offsets), pa.py_buffer(b"".join(data))
+    )
+
+
 # Bytes
 
 
@@ -77,17 +108,20 @@ def blocks(stream: BinaryIO, size: int | None = None) -> Iterator[bytes]:
 
 def chunks(found: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
     """The same bytes, each chunk but the last one ending in a separator."""
-    held = bytearray()
+    held: list[bytes] = []
+    tail = b""  # of what is held: a separator may begin in it
     for block in found:
-        searched = max(0, len(held) - len(separator) + 1)
-        held += block
-        last = held.rfind(separator, searched)
+        last = (tail + block).rfind(separator) if tail else block.rfind(separator)
+        end = last + len(separator) - len(tail)
         if last >= 0:
-            end = last + len(separator)
-            yield bytes(held[:end])
-            del held[:end]
-    if held:
-        yield bytes(held)
+            yield b"".join((*held, memoryview(block)[:end]))
+            held, block = [], block[end:]
+            tail = b""
+        held.append(block)
+        if len(separator) > 1:
+            tail = (tail + block)[1 - len(separator) :]
+    if any(held):
+        yield b"".join(held)
 
 
 def line_number(piece: Piece, before: int) -> int:
@@ -129,7 +163,7 @@ def checked(piece: Piece, before: int, chunk: bytes) -> bytes:
 
 def _one_text(chunk: bytes) -> pa.LargeStringArray:
     """One string of these bytes, neither copied nor checked."""
-    offsets = pa.array([0, len(chunk)], pa.int64()).buffers()[1]
+    offsets = pa.py_buffer(np.array([0, len(chunk)], np.int64))
     return pa.LargeStringArray.from_buffers(1, offsets, pa.py_buffer(chunk))
 
 
@@ -207,13 +241,16 @@ def _delimiter(source: Source) -> str:
 
 def csv_tables(piece: Piece, columns: list[str], stream: BinaryIO) -> Iterator[pa.Table]:
     """Every value as text: an empty one is "", and nothing stands for null."""
+
+    from pyarrow import csv as arrow_csv  # which most jobs don't read
+
     path = piece.source.path
     try:
-        reader = pa.csv.open_csv(
+        reader = arrow_csv.open_csv(
             stream if isinstance(stream, pa.NativeFile) else pa.PythonFile(stream, mode="r"),
-            pa.csv.ReadOptions(use_threads=False, block_size=CHUNK_BYTES),
-            pa.csv.ParseOptions(delimiter=_delimiter(piece.source), newlines_in_values=True),
-            pa.csv.ConvertOptions(
+            arrow_csv.ReadOptions(use_threads=False, block_size=CHUNK_BYTES),
+            arrow_csv.ParseOptions(delimiter=_delimiter(piece.source), newlines_in_values=True),
+            arrow_csv.ConvertOptions(
                 include_columns=columns,
                 column_types={name: pa.large_string() for name in columns},
                 strings_can_be_null=False,

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 from blake3 import blake3
 
-from . import readers, readers_arrow, readers_json
+from . import readers, readers_json
 from .errors import UserError
 from .files import KEY_DIGITS
 from .readers import TEXT, Piece, Source, line_of_row
@@ -161,7 +161,7 @@ def columns(source: Source) -> list[str]:
         if os.stat(source.path).st_size == 0:
             return []
         if source.format in COLUMNAR:
-            return readers_arrow.columns(source)
+            return _columnar().columns(source)
         with open(source.path, "rb") as file:
             stream = readers.decompressed(source, file)
             if source.format in ("csv", "tsv"):
@@ -173,7 +173,7 @@ def units(source: Source) -> list[tuple[int, str]]:
     """(bytes, digest) of each row group or record batch. A unit that is put behind
     others changes none of theirs."""
     with _named_errors(source):
-        return readers_arrow.units(source)
+        return _columnar().units(source)
 
 
 def digest_of_units(digests: list[str]) -> str:
@@ -184,7 +184,7 @@ def digest(piece: Piece) -> str:
     """The key of a piece: BLAKE3 of its bytes as they lie in the file, or of its units."""
     with _named_errors(piece.source):
         if piece.source.format in COLUMNAR:
-            found = readers_arrow.units(piece.source, piece.start, piece.stop)
+            found = _columnar().units(piece.source, piece.start, piece.stop)
             return digest_of_units([unit for _, unit in found])
         with open(piece.source.path, "rb") as file:
             return _Hashed(file, piece).digest()
@@ -212,7 +212,7 @@ def read_rows(piece: Piece, columns: list[str], digest: str) -> Iterator[list[di
 def _tables(piece: Piece, columns: list[str], stream: BinaryIO | None) -> Iterator[pa.Table]:
     match piece.source.format:
         case "parquet" | "arrow":
-            return readers_arrow.tables(piece, columns)
+            return _columnar().tables(piece, columns)
         case "jsonl" | "json":
             return readers_json.tables(piece, columns, stream)
         case "csv" | "tsv":
@@ -224,7 +224,7 @@ def _tables(piece: Piece, columns: list[str], stream: BinaryIO | None) -> Iterat
 def _rows(piece: Piece, columns: list[str], stream: BinaryIO | None) -> Iterator[list[dict]]:
     match piece.source.format:
         case "parquet" | "arrow":
-            yield from readers_arrow.rows(piece, columns)
+            yield from _columnar().rows(piece, columns)
         case "jsonl" | "json":
             yield from readers_json.rows(piece, columns, stream)
         case _:
@@ -286,6 +286,12 @@ class _Hashed(io.RawIOBase):
         for _ in readers.blocks(self):
             pass
         return self._hasher.hexdigest()[:KEY_DIGITS]
+
+
+def _columnar() -> Any:
+    from . import readers_arrow  # with all of Parquet, which most jobs don't read
+
+    return readers_arrow
 
 
 def _state(source: Source) -> tuple[int, int, int]:

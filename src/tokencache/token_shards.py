@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from .errors import UserError
+from .readers import as_numpy
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,13 @@ def _segments(path: str) -> tuple[np.dtype, list[Segment]]:
             spans = None
             if "loss_spans" in batch.schema.names:
                 spans = _absolute_spans(batch.column("loss_spans"), ids)
-            offsets = ids.offsets.to_numpy()
-            found.append(Segment(ids.values.to_numpy(), offsets, spans))
+            offsets = as_numpy(ids.offsets)
+            found.append(Segment(as_numpy(ids.values), offsets, spans))
     return dtype, found
 
 
 def _absolute_spans(column: pa.LargeListArray, ids: pa.LargeListArray) -> np.ndarray:
     """(k, 2) spans relative to their document as positions in the segment."""
-    pairs = column.values.to_numpy().astype(np.int64).reshape(-1, 2)
-    in_document = np.diff(column.offsets.to_numpy()) // 2
-    return pairs + np.repeat(ids.offsets.to_numpy()[:-1], in_document)[:, None]
+    pairs = as_numpy(column.values).astype(np.int64).reshape(-1, 2)
+    in_document = np.diff(as_numpy(column.offsets)) // 2
+    return pairs + np.repeat(as_numpy(ids.offsets)[:-1], in_document)[:, None]

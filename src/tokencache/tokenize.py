@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from . import chat, documents
-from .engines import Differs, Encoded, Engines
+from . import documents
+from .documents import Spans
+from .engines import Differs, Encoded, Engines, buffers
 from .errors import UserError
-from .files import hash_file, published, write_json
+from .files import published, write_json
+from .loss_spans import Finder, OtherRuns, merged
 from .progress import Progress
+from .readers import as_arrow, as_numpy
 from .sources import Piece
+from .streams import Writer, ahead
+from .token_bytes import Runs
 from .tokenizers import Facts, facts
 
 # A record batch ends with the document that brings its tokens, plus one for each
@@ -36,18 +42,19 @@ Work = tuple[Piece, str, dict[str, Any], Path, str]
 class Rows:
     """Documents as tokens, special tokens included.
 
-    ids: (tokens,) uint16 or int32; offsets: (documents + 1,) int64 into ids; spans: one
-    list a document, token places [start, stop, …] in it that are trained on; None for all.
+    ids: (tokens,) uint16 or int32; offsets: (documents + 1,) int64 into ids; spans: places
+    of tokens in each document that are trained on, apart from each other; None for all.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
-    spans: list[list[int]] | None
+    spans: Spans | None
 
     def slice(self, start: int, stop: int) -> Rows:
         offsets = self.offsets[start : stop + 1]
         ids = self.ids[offsets[0] : offsets[-1]]
-        return Rows(ids, offsets - offsets[0], self.spans and self.spans[start:stop])
+        spans = self.spans and self.spans.take(np.arange(start, stop))
+        return Rows(ids, offsets - offsets[0], spans)
 
 
 def tokenize_batch(
@@ -62,21 +69,22 @@ def tokenize_batch(
     """
     about = facts(tokenizer_folder)
     sizes = [_size(piece) for piece, *_ in work]
-    engines, said = None, ""
+    tools, said = None, ""
     with Progress(sum(sizes), "bytes", label) as progress:
         for entry, size in zip(work, sizes, strict=True):
             if entry[3].exists():
                 progress.update(size)
                 continue
-            engines = engines or Engines(tokenizer_folder, engine)
-            shard = _Shard(entry, size, about, engines, progress)
-            said = _say(label, shard.choice(), said)
-            try:
-                shard.make()
-            except Differs as error:
-                engines.give_up(str(error))
+            tools = tools or _Tools(tokenizer_folder, engine)
+            shard = _Shard(entry, size, about, tools, progress)
+            while not entry[3].exists():
                 said = _say(label, shard.choice(), said)
-                shard.make()
+                try:
+                    shard.make()
+                except OtherRuns:
+                    pass  # the finder goes by offsets now
+                except Differs as error:
+                    tools.engines.give_up(str(error))
 
 
 def _say(label: str, line: str, said: str) -> str:
@@ -93,14 +101,36 @@ def _size(piece: Piece) -> int:
     return min(file, piece.stop - piece.start) if in_bytes else file
 
 
+class _Tools:
+    """What all shards of a job are made with."""
+
+    def __init__(self, folder: Path, engine: str) -> None:
+        self.engines = Engines(folder, engine)
+        self._folder = folder
+        self._finders: dict[bool, Finder] = {}
+
+    def finder(self, recipe: dict[str, Any]) -> Finder:
+        """Of token runs, for the spans of a recipe."""
+        as_transformers = False
+        if recipe["form"] == "messages":
+            from . import chat  # with Jinja, which most data sets don't need
+
+            # Templates with {% generation %} have a mask in transformers, odd cases included.
+            as_transformers = chat.inspect(recipe["chat_template"]).generation
+        if as_transformers not in self._finders:
+            made = Finder(self._folder, self.engines, as_transformers)
+            self._finders[as_transformers] = made
+        return self._finders[as_transformers]
+
+
 class _Shard:
     """One token shard in the making."""
 
     def __init__(
-        self, work: Work, size: int, about: Facts, engines: Engines, progress: Progress
+        self, work: Work, size: int, about: Facts, tools: _Tools, progress: Progress
     ) -> None:
         self.piece, self.digest, self.recipe, self.out, self.key = work
-        self.size, self.engines, self.progress = size, engines, progress
+        self.size, self.tools, self.progress = size, tools, progress
         specials = self.recipe["add_special_tokens"]
         self.prefix = about.prefix if specials else []
         self.suffix = about.suffix if specials else []
@@ -111,9 +141,9 @@ class _Shard:
 
     def choice(self) -> str:
         """Which engine is used, and why."""
-        if self.masked and self.engines.current is not self.engines.reference:
-            return "engine tokenizers (the loss mask needs to know each token's characters)"
-        return f"engine {self.engines.current.name} ({self.engines.why})"
+        if self.masked and self.tools.finder(self.recipe).why:
+            return f"engine tokenizers ({self.tools.finder(self.recipe).why})"
+        return f"engine {self.tools.engines.current.name} ({self.tools.engines.why})"
 
     def make(self) -> None:
         """Publish the shard and what is said of it. Raises Differs where the engine does."""
@@ -123,9 +153,9 @@ class _Shard:
         schema = pa.schema(columns)
         count = tokens = 0
         with published(self.out) as temporary:
-            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                for rows in _regrouped(self._rows()):
-                    writer.write_batch(_record_batch(rows, schema))
+            with Writer(temporary, schema) as writer, closing(self._rows()) as found:
+                for rows in _regrouped(found):
+                    writer.write(_record_batch(rows, schema))
                     count += len(rows.offsets) - 1
                     tokens += len(rows.ids)
             made = {
@@ -133,27 +163,30 @@ class _Shard:
                 "documents": count,
                 "tokens": tokens,
                 "bytes": temporary.stat().st_size,
-                "checksum": hash_file(temporary),
-                "engine": self._engine().name,
+                "checksum": writer.checksum(),
+                "engine": self._engine(),
             }
             write_json(self.out.with_suffix(".json"), made)
         self.progress.update(self.size - self.counted)
         self.counted = self.size
 
-    def _engine(self) -> Any:
-        return self.engines.reference if self.masked else self.engines.current
+    def _engine(self) -> str:
+        if self.masked and not self.tools.finder(self.recipe).by_bytes:
+            return self.tools.engines.reference.name
+        return self.tools.engines.current.name
 
     def _rows(self) -> Iterator[Rows]:
-        for batch in documents.render(self.recipe, self.piece, self.digest):
-            texts = batch.texts
-            if self.masked:
-                yield self._masked(texts, batch.spans)
-            else:
-                ids, offsets = self._wrapped(self.engines.encode(texts))
-                yield Rows(ids, offsets, None)
-            told = min(pc.sum(pc.binary_length(texts)).as_py() or 0, self.size - self.counted)
-            self.counted += told
-            self.progress.update(told, documents=len(texts))
+        with ahead(documents.render(self.recipe, self.piece, self.digest)) as batches:
+            for batch in batches:
+                texts = batch.texts
+                if self.masked:
+                    yield self._masked(texts, batch.spans)
+                else:
+                    ids, offsets = self._wrapped(self.tools.engines.encode(texts))
+                    yield Rows(ids, offsets, None)
+                told = min(int(buffers(texts)[0][-1]), self.size - self.counted)
+                self.counted += told
+                self.progress.update(told, documents=len(texts))
 
     def _wrapped(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
         """Ids with the special tokens around each document, and their offsets."""
@@ -178,77 +211,27 @@ class _Shard:
         whole[content] = ids
         return whole, offsets
 
-    def _masked(self, texts: pa.LargeStringArray, spans: list[list[chat.Span]]) -> Rows:
-        # Templates with {% generation %} have a mask in transformers, odd cases included.
-        as_transformers = self.recipe["form"] == "messages" and (
-            chat.inspect(self.recipe["chat_template"]).generation
-        )
-        ids, lengths, found = [np.zeros(0, np.uint32)], [0], []
-        sizes = pc.utf8_length(texts).to_pylist()
-        find = _as_transformers if as_transformers else _held
-        encodings = self.engines.reference.encodings(texts, trimmed=as_transformers)
-        for encoding, wanted, size in zip(encodings, spans, sizes, strict=True):
-            row = np.array(encoding.ids, np.uint32)
-            ids.append(row)
-            lengths.append(len(row))
-            runs = find(encoding, wanted)
-            found.append(self._around(runs, wanted, size, len(row)))
-        whole, offsets = self._wrapped(
-            Encoded(np.concatenate(ids), np.cumsum(np.array(lengths, np.int64)))
-        )
-        return Rows(whole, offsets, found)
+    def _masked(self, texts: pa.LargeStringArray, spans: Spans) -> Rows:
+        encoded, runs = self.tools.finder(self.recipe).find(texts, spans)
+        ids, offsets = self._wrapped(encoded)
+        return Rows(ids, offsets, self._settled(texts, spans, runs, offsets))
 
-    def _around(
-        self, runs: list[tuple[int, int]], spans: list[chat.Span], size: int, content: int
-    ) -> list[int]:
-        """Token runs as places in the row; special tokens go with the text that they touch."""
+    def _settled(
+        self, texts: pa.LargeStringArray, spans: Spans, runs: Runs, offsets: np.ndarray
+    ) -> Spans:
+        """Runs as places in the rows; special tokens go with the text that they touch."""
         before, after = len(self.prefix), len(self.suffix)
-        runs = [(start + before, stop + before) for start, stop in runs]
-        if before and spans and spans[0][0] == 0:
-            runs.insert(0, (0, before))
-        if after and spans and spans[-1][1] == size:
-            runs.append((before + content, before + content + after))
-        return _merged(runs)
-
-
-def _as_transformers(encoding: Any, spans: list[chat.Span]) -> list[tuple[int, int]]:
-    """Token runs of the spans as `apply_chat_template(return_assistant_tokens_mask=True)`.
-
-    A start that no token holds ends the search; an end that none holds, or the first
-    one, means the end of the text; of a character in many tokens the first one counts.
-    """
-    runs = []
-    for start, stop in spans:
-        first = encoding.char_to_token(start)
-        last = encoding.char_to_token(stop - 1)
-        if first is None:
-            break
-        runs.append((first, last + 1 if last else len(encoding.ids)))
-    return runs
-
-
-def _held(encoding: Any, spans: list[chat.Span]) -> list[tuple[int, int]]:
-    """Token runs from the first to the last token that holds a character of each span."""
-    if not spans:
-        return []
-    places = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-    runs = []
-    for start, stop in spans:
-        inside = np.flatnonzero((places[:, 1] > start) & (places[:, 0] < stop))
-        if len(inside):
-            runs.append((int(inside[0]), int(inside[-1]) + 1))
-    return runs
-
-
-def _merged(runs: list[tuple[int, int]]) -> list[int]:
-    """Runs in order and apart from each other, as one flat list."""
-    flat: list[int] = []
-    for start, stop in sorted(run for run in runs if run[0] < run[1]):
-        if flat and start <= flat[-1]:
-            flat[-1] = max(flat[-1], stop)
-        else:
-            flat += [start, stop]
-    return flat
+        parts = [Runs(runs.document, runs.start + before, runs.stop + before)]
+        some = np.flatnonzero(np.diff(spans.offsets))
+        if before:
+            mine = some[spans.ranges[spans.offsets[some], 0] == 0]
+            parts.append(Runs(mine, mine * 0, mine * 0 + before))
+        if after:
+            sizes = as_numpy(pc.utf8_length(texts))
+            mine = some[spans.ranges[spans.offsets[some + 1] - 1, 1] == sizes[some]]
+            ends = np.diff(offsets)[mine]
+            parts.append(Runs(mine, ends - after, ends))
+        return merged(parts, offsets)
 
 
 def _regrouped(stream: Iterator[Rows]) -> Iterator[Rows]:
@@ -277,13 +260,19 @@ def _joined(parts: list[Rows]) -> Rows:
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
     spans = None
     if parts[0].spans is not None:
-        spans = [row for part in parts for row in part.spans]
+        counts = np.concatenate([np.diff(part.spans.offsets) for part in parts])
+        ranges = np.concatenate([part.spans.ranges for part in parts])
+        spans = Spans(ranges, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return Rows(np.concatenate([part.ids for part in parts]), offsets, spans)
 
 
 def _record_batch(rows: Rows, schema: pa.Schema) -> pa.RecordBatch:
-    columns = [pa.LargeListArray.from_arrays(pa.array(rows.offsets), pa.array(rows.ids))]
+    columns = [_lists(rows.offsets, rows.ids)]
     if rows.spans is not None:
-        columns.append(pa.array(rows.spans, schema.field("loss_spans").type))
+        columns.append(_lists(rows.spans.offsets * 2, rows.spans.ranges.ravel().astype(np.int32)))
     return pa.record_batch(columns, schema=schema)
+
+
+def _lists(offsets: np.ndarray, values: np.ndarray) -> pa.LargeListArray:
+    return pa.LargeListArray.from_arrays(as_arrow(offsets), as_arrow(values))

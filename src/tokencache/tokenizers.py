@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from .config import Reference
 from .errors import UserError
 from .files import key_of, published, read_json, write_json
 from .probe import PROBE, around, probe, probe_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from .config import Reference
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 FACTS_FILE = "facts.json"
