@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format lock clean
+.PHONY: demo test bench lint format lock clean
 .DELETE_ON_ERROR:
 
 # Remade when the locked versions change.
@@ -21,6 +21,25 @@ demo: $(VENV)/done
 
 test: $(VENV)/done
 	$(BIN)/python -m pytest -n auto
+
+# Measures this and its peers side by side: `make bench SIZE=small ROUNDS=1`; more settings, as
+# `python benchmarks/run.py --help` names them, in MORE. Dolma needs older libraries than the
+# rest, so it has an environment of its own, and is left out where that can't be made.
+SIZE ?= full
+ROUNDS ?= 3
+BENCH := .venv-bench
+$(BENCH)/done: envs/bench.lock envs/bench-dolma.lock pyproject.toml
+	rm -rf $(BENCH) $(BENCH)-dolma
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/pip install --quiet --disable-pip-version-check --requirement envs/bench.lock
+	$(BENCH)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PYTHON) -m venv $(BENCH)-dolma
+	-$(BENCH)-dolma/bin/pip install --quiet --disable-pip-version-check --only-binary :all: --requirement envs/bench-dolma.lock
+	echo '*' | tee $(BENCH)/.gitignore >$(BENCH)-dolma/.gitignore
+	touch $@
+
+bench: $(BENCH)/done
+	$(BENCH)/bin/python benchmarks/run.py --size $(SIZE) --rounds $(ROUNDS) $(MORE)
 
 lint: $(VENV)/done
 	$(BIN)/ruff check .
@@ -43,4 +62,4 @@ lock: $(VENV)/done
 	done
 
 clean:
-	rm -rf $(VENV) .snakemake .tokencache cache results logs data
+	rm -rf $(VENV)* .snakemake .tokencache cache results logs data benchmarks/data

@@ -1,0 +1,123 @@
+"""The benchmarks' own parts: corpora, the comparison of ids, the report."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import corpora  # noqa: E402
+import peers  # noqa: E402
+import report  # noqa: E402
+
+TINY = 60_000
+
+
+@pytest.fixture
+def few_sources(monkeypatch):
+    monkeypatch.setattr(corpora, "python_sources", lambda: ["import os\n", "print('é')\n" * 99])
+    monkeypatch.setitem(corpora.SIZES, "test", 0.0)
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", corpora.MEGABYTES)
+@pytest.mark.parametrize("shared", [True, False])
+def test_corpora_are_the_same_each_time(name, shared, tmp_path, monkeypatch, few_sources):
+    if not shared:
+        monkeypatch.setattr(corpora, "SHARED", tmp_path)
+    corpora.instructions.cache_clear()
+    monkeypatch.setitem(corpora.SIZES, "test", TINY / 1e6 / corpora.MEGABYTES[name])
+    first = corpora.corpus(name, "test", tmp_path / "a")
+    again = corpora.corpus(name, "test", tmp_path / "b")
+    corpora.instructions.cache_clear()
+    assert content(first) == content(again)
+    parts = [Path(file).read_text(encoding="utf-8") for file in corpora.files(first)]
+    lines = "".join(parts).split("\n")[:-1]
+    rows = [json.loads(line) for line in lines]
+    about = json.loads((first / "corpus.json").read_text())
+    assert about["documents"] == len(rows)
+    assert about["bytes"] == sum(Path(file).stat().st_size for file in corpora.files(first)) >= TINY
+    assert len({row["text"] for row in rows}) == len(rows)
+    assert [row["id"] for row in rows] == [str(number) for number in range(len(rows))]
+    assert all(row["text"] == row["text"].strip() for row in rows)
+    assert all(Path(file).stat().st_size for file in corpora.files(first))
+
+
+def test_a_corpus_that_is_there_stays(tmp_path, monkeypatch, few_sources):
+    monkeypatch.setitem(corpora.SIZES, "test", 0.0002)
+    made = corpora.corpus("code", "test", tmp_path)
+    stamps = {path: path.stat().st_mtime_ns for path in made.iterdir()}
+    assert corpora.corpus("code", "test", tmp_path) == made
+    assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == stamps
+
+
+def test_ids_are_compared_as_truncation_leaves_them():
+    whole = np.array([1, 10, 11, 12, 2, 1, 13, 2], np.int32)
+    cut = np.array([1, 10, 2, 1, 13, 2], np.uint16)
+    lengths, short = np.array([5, 3]), np.array([3, 3])
+    assert peers.digest(whole, lengths, 3, [2]) == peers.digest(cut, short, 3, [2])
+    assert peers.digest(whole, lengths, 5, [2]) != peers.digest(cut, short, 5, [2])
+    # The same ids in other documents are other ids.
+    other = np.array([2, 4])
+    assert peers.digest(cut, short, 9, []) != peers.digest(cut, other, 9, [])
+
+
+def run(seconds):
+    return {"seconds": seconds, "cpu_seconds": 2 * seconds, "all_seconds": [seconds],
+            "peak_bytes": 3e8, "bytes": 12_300_000}  # fmt: skip
+
+
+RESULTS = {
+    "machine": {"processor": "a processor", "cores": 2, "memory_gb": 24, "system": "Linux",
+                "python": "3.11", "versions": {"tokenizers": "1.0"}, "commit": "abc", "load": 0.0,
+                "date": "2026-01-01", "command": "make bench --size small"},
+    "rounds": 3,
+    "compare": [{
+        "corpus": {"name": "code", "documents": 1200, "bytes": 50e6, "made_from": "sources"},
+        "tokenizer": "gpt2", "max_length": 2048, "tokens": 9_000_000,
+        "found": {"tokencache jobs": run(2.0), "datasets.map, all cores": run(50.0)},
+        "left_out": {"dolma": "it failed\nother ids: 12 tokens"},
+    }],
+    "growth": [{"corpus": {"bytes": 5e6 * times}, "tokens": 1_000_000 * times, "seconds": 1.5,
+                "hash_bytes_per_second": 1e9, "peak_bytes": 4e8, "first_batch_seconds": 0.0123,
+                "plan_seconds": 0.5,
+                "second_plan_seconds": 0.1, "new_length_seconds": 0.8,
+                "new_length_peak_bytes": 2e8, "new_length_bytes_tokenized": 0}
+               for times in (1, 10)],
+    "append": {"bytes": 5e6, "appended": 5e4, "tokenized_again": 1e5, "shard_size": 32768},
+    "graphs": [{"shards": 100, "caches": 10,
+                "seconds": {"tokencache": 2.0, "bare, 10 jobs": 1.0, "bare, 110 jobs": 2.0}}],
+}  # fmt: skip
+
+
+def test_the_table_says_what_was_measured():
+    text = report.markdown(RESULTS)
+    for row in (
+        "| datasets.map, all cores | 50.00 | 100.00 | 25.0 | 1.0 | 300 | 12.3 |",
+        "- dolma: other ids: 12 tokens",
+        "| warm cache to first batch, imports aside, ms | 12.3 | 12.3 |",
+        "| 100 shards, 10 caches | 2.00 | 1.00 | 2.00 | 0.50 |",
+    ):
+        assert row in text
+    assert "2.0% of the bytes" in text
+    assert "1,200 documents, 50.0 MB" in text
+    assert "Preliminary" not in text
+
+
+def test_figures_of_a_busy_machine_are_marked():
+    busy = RESULTS | {"machine": RESULTS["machine"] | {"load": 3.0}}
+    assert "**Preliminary:** the machine was busy (load 3.0" in report.markdown(busy)
+
+
+def test_the_plot_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    report.write(RESULTS, tmp_path)
+    assert (tmp_path / "results.svg").read_text().count("<svg") == 1
+    assert (tmp_path / "RESULTS.md").read_text() == report.markdown(RESULTS)
