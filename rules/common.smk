@@ -127,16 +127,6 @@ def image_inputs(name):
     return unless_there(image(name), [image(name)]) if containers else []
 
 
-def fetch_inputs(wildcards):
-    folder = fetched_path(plan.cache, wildcards.fetched)
-    return unless_there(folder, image_inputs("tokenize"))
-
-
-def given_tokenizer_inputs(wildcards):
-    folder = tokenizer_path(plan.cache, wildcards.tokenizer)
-    return unless_there(folder, image_inputs("tokenize"))
-
-
 def trained_tokenizer_inputs(wildcards):
     folder = tokenizer_path(plan.cache, wildcards.tokenizer)
     shards = [plan.data["shards"][shard] for _, shard in plan.tokenizers[folder]["texts"]]
@@ -167,7 +157,8 @@ def cache_inputs(wildcards):
 def run_inputs(wildcards):
     path = f"{plan.results}/{wildcards.run}"
     run = planned(plan.runs, path)
-    return unless_there(path, [run["tokenizer"], run["cache"], *image_inputs("train")])
+    fetched = [run["weights_folder"]] if run["weights_folder"] in plan.fetches else []
+    return unless_there(path, [run["tokenizer"], run["cache"], *fetched, *image_inputs("train")])
 
 
 def train_threads(wildcards):

@@ -4,8 +4,6 @@ localrules:
 
 
 rule materialize_tokenizer:
-    input:
-        given_tokenizer_inputs,
     output:
         update(directory(tokenizer_path(plan.cache, "{tokenizer}"))),
     log:
@@ -13,7 +11,7 @@ rule materialize_tokenizer:
     wildcard_constraints:
         tokenizer=one_of(plan.tokenizer_keys(trained=False)),
     container:
-        image("tokenize")
+        no_image
     params:
         plan=plan.path,
     shell:

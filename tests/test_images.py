@@ -54,8 +54,7 @@ def apptainer():
 def done(apptainer, tmp_path_factory):
     """A workflow whose caches were made in an image, which it built first if there was none.
 
-    Its data and its cache folder are links to elsewhere, and it is told to start
-    containers with nothing of the machine.
+    Its data and its cache folder are links to elsewhere.
     """
     folder = tmp_path_factory.mktemp("containers")
     workflow = made_in(folder / "w")
@@ -65,7 +64,7 @@ def done(apptainer, tmp_path_factory):
     for name in ("data", "cache"):
         (workflow.folder / name).symlink_to(folder / name)
     (workflow.folder / "images").symlink_to(ROOT / "images")
-    workflow.output = workflow.run("caches", *IN_IMAGES, "--apptainer-args=--containall")
+    workflow.output = workflow.run("caches", *IN_IMAGES)
     return workflow
 
 
@@ -74,7 +73,7 @@ def image_of(workflow):
 
 
 def test_jobs_in_an_image_make_the_same_bytes(done, tmp_path):
-    assert done.output.count("Activating singularity image images/tokenize-") == 3
+    assert done.output.count("Activating singularity image images/tokenize-") == 2
     assert len(list(done.folder.glob("cache/one/qa/32-*/train/*.arrow"))) == 1
     local = made_in(tmp_path / "local")
     local.run("caches")
@@ -125,21 +124,44 @@ def test_an_image_keeps_nothing_of_the_machine_s_mirrors(done):
         assert word not in found
 
 
-def test_a_job_in_an_image_can_write_to_its_outputs_alone(done, monkeypatch):
-    """Not to the sources, the code or its user's home."""
+@pytest.fixture
+def in_job(done, monkeypatch):
+    """Runs a shell script as jobs of the workflow run; gives what it wrote to both streams."""
     monkeypatch.chdir(done.folder)
     plan = Plan.read(max(Path(".tokencache/plans").iterdir()))
+    monkeypatch.setenv("SECRET", "a password")
     for name, value in images.job_environment(plan, done.folder).items():
         monkeypatch.setenv(name, value)
+    for name, value in images.node_environment().items():
+        monkeypatch.setenv(name, value)
+
+    def run(script):
+        command = ["apptainer", "exec", "--home", done.folder, image_of(done), "sh", "-c", script]
+        found = subprocess.run(command, capture_output=True, text=True)
+        return found.stdout, found.stderr
+
+    run.cache = plan.cache
+    return run
+
+
+def test_a_job_in_an_image_can_write_to_its_outputs_alone(done, in_job):
+    """Not to the sources, the code or its user's home."""
     home = Path.home() / f"x-{os.getpid()}"
-    script = f"touch data/a.jsonl src/x {home}; touch here {plan.cache}/here && echo written"
-    run = ["apptainer", "exec", "--containall", "--pwd", done.folder, image_of(done)]
-    found = subprocess.run([*run, "sh", "-c", script], capture_output=True, text=True)
+    output, errors = in_job(
+        f"touch data/a.jsonl src/x; touch {home}; touch here {in_job.cache}/here && echo written"
+    )
     Path("here").unlink()
-    Path(plan.cache, "here").unlink()
-    assert found.stdout == "written\n"
-    assert found.stderr.count("Read-only file system") == 2
+    Path(in_job.cache, "here").unlink()
+    assert output == "written\n"
+    assert errors.count("Read-only file system") == 3
     assert not home.exists()
+
+
+def test_a_job_in_an_image_has_no_network_no_home_and_no_environment(done, in_job):
+    output, _ = in_job("tail -n +3 /proc/net/dev | cut -d: -f1; echo $HOME; env | grep SECRET")
+    assert output.split() == ["lo", str(done.folder)]
+    output, _ = in_job("df --output=source /tmp | tail -1")
+    assert output.strip() != "tmpfs"
 
 
 def test_an_image_s_name_follows_what_it_is_made_from(tmp_path):

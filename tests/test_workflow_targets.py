@@ -293,3 +293,39 @@ def test_a_changed_hub_folder_is_another_data_set(chats, tmp_path):
     write_rows(workflow.folder / "hub/train.jsonl", rows(91))
     jobs = workflow.jobs()
     assert jobs["fetch"] == 2 and jobs["train_tokenizer"] == 1 and jobs["pack"] == 1
+
+
+def test_a_model_of_a_hub(tmp_path, monkeypatch):
+    """Its weights and tokenizer come from the hub's cache of this machine, where it is offline."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    hub = tmp_path / "hub/models--somebody--small"
+    snapshot = hub / "snapshots" / commit
+    make_tokenizer("bos_eos", snapshot)
+    size = len(json.loads((snapshot / "tokenizer.json").read_text())["model"]["vocab"]) + 20
+    config = transformers.LlamaConfig(**TINY, vocab_size=size)
+    transformers.LlamaForCausalLM(config).save_pretrained(snapshot)
+    (snapshot / "pytorch_model.bin").write_bytes(b"a pickle")
+    blobs = hub / "blobs"
+    blobs.mkdir()
+    for file in list(snapshot.iterdir()):  # as a hub's cache has them
+        file.rename(blobs / file.name)
+        file.symlink_to(blobs / file.name)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    models = {"one": {"weights": f"somebody/small@{commit}"}}
+    config = {"models": models, "max_length": [32], "training": {"max_steps": 2}}
+    config["datasets"] = {"qa": {"files": "data", "document": {"text": "{prompt} {completion}"}}}
+    workflow = Workflow.new(tmp_path / "w", config, {"data/a.jsonl": rows(30)})
+    assert "to fetch from a hub: 1 model" in workflow.run("-n")
+    assert workflow.jobs() == {
+        "materialize_tokenizer": 1, "tokenize": 1, "pack": 1, "fetch": 1, "train": 1
+    }  # fmt: skip
+    workflow.run()
+    (fetched,) = workflow.folder.glob("cache/sources/*")
+    names = {file.name for file in fetched.iterdir()}
+    assert "model.safetensors" in names and "pytorch_model.bin" not in names
+    assert not any(file.is_symlink() for file in fetched.iterdir())
+    shutil.rmtree(fetched)
+    assert workflow.jobs() == {}
+    (about,) = workflow.folder.glob("results/one/qa/32-*/run.json")
+    assert json.loads(about.read_text())["made_of"]["weights"]["hub"] == "somebody/small"

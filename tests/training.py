@@ -102,6 +102,7 @@ def make_run(cache, tokenizer, weights=None, architecture=None, **training):
         "tokenizer": str(tokenizer),
         "chat_template": None,
         "weights": weights,
+        "weights_folder": weights and weights["path"],
         "architecture": architecture,
         "trust_remote_code": False,
         "training": Training(**(defaults | training)).model_dump(),

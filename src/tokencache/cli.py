@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     plan = Plan.read(arguments.plan)
     stage = {
-        "fetch": jobs.fetch_dataset,
+        "fetch": jobs.fetch_from_hub,
         "materialize-tokenizer": jobs.materialize_tokenizer,
         "train-tokenizer": jobs.train_a_tokenizer,
         "tokenize": jobs.tokenize_batch,

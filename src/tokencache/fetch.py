@@ -1,7 +1,10 @@
-"""Hub data sets, loaded through `datasets` and laid down as Arrow files with digests."""
+"""What comes from a hub: data sets, laid down as Arrow files with digests, and weights."""
 
 from __future__ import annotations
 
+import fnmatch
+import os
+import shutil
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,6 +21,9 @@ from .sources import Piece, Source
 
 MANIFEST = "fetched.json"
 ROWS = 1000  # read at a time
+
+# What a model is loaded from: no pickles, and no copies for other libraries.
+WEIGHTS_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.py", "*.txt"]
 
 
 def fetch(wanted: dict[str, Any], folder: Path) -> None:
@@ -75,6 +81,37 @@ def _write(data: Any, count: int, folder: Path) -> None:
             digest = sources.digest_of_units([digest for _, digest in units])
             manifest[name] = {"batches": len(units), "digest": digest}
         write_json(made / MANIFEST, manifest)
+
+
+def fetch_weights(wanted: dict[str, Any], folder: Path) -> None:
+    """Publish a model of the hub, safetensors alone, from the hub's own cache on this machine.
+
+    wanted: the plan's entry. Raises UserError where the model can't be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    hub, revision = wanted["reference"]["hub"], wanted["reference"]["revision"]
+    try:
+        there = snapshot_download(hub, revision=revision, allow_patterns=WEIGHTS_FILES)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"models.{wanted['model']}.weights: {hub} can't be had: {error}") from None
+    with published(folder, folder=True) as made:
+        shutil.copytree(there, made, dirs_exist_ok=True, ignore=_others, copy_function=_link)
+
+
+def _others(folder: str, names: list[str]) -> list[str]:
+    """The hub's cache may hold more than what was asked for now."""
+    wanted = {name for pattern in WEIGHTS_FILES for name in fnmatch.filter(names, pattern)}
+    return [n for n in names if n not in wanted and not Path(folder, n).is_dir()]
+
+
+def _link(source: str, target: str) -> None:
+    """One copy on disk where both are on one file system; the hub's cache holds links."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def piece(folder: str, source: Source) -> tuple[Piece, str]:

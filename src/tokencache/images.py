@@ -28,6 +28,10 @@ DOCS = "see docs/containers.md"
 
 # What jobs need of the environment, where a container is started with nothing of it.
 PASSED = re.compile(r"(HF|TRANSFORMERS|TOKENIZERS|OMP|RAYON|CUDA|NCCL|GLOO|MASTER|SLURM)_")
+# A job sees nothing of the machine but what it is shown, and no network; a user's own
+# settings of these names win.
+ISOLATION = {"APPTAINER_CONTAINALL": "1", "APPTAINER_NET": "1", "APPTAINER_NETWORK": "none"}
+
 # Folders of an image's own: a host's can't be laid over them.
 SYSTEM = {"bin", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "usr", "var"}
 
@@ -164,11 +168,6 @@ def job_environment(plan: Plan, checkout: Path) -> dict[str, str]:
     """What lets Apptainer show a job what it needs: inputs and code read-only, outputs not."""
     binds = {folder: "ro" for folder in [*_inputs(plan), checkout / "src"]}
     outputs = [Path.cwd(), *map(Path, (plan.cache, plan.results))]
-    more = {}
-    if _uses_hub(plan):
-        hub = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-        outputs.append(hub)
-        more["HF_HOME"] = str(hub)
     for folder in outputs:
         folder.mkdir(parents=True, exist_ok=True)
     binds |= dict.fromkeys(outputs, "rw")
@@ -184,22 +183,25 @@ def job_environment(plan: Plan, checkout: Path) -> dict[str, str]:
     own = [f"{place}:{place}:{mode}" for place, mode in sorted(places.items())]
     given = os.environ.get("APPTAINER_BIND")
     bind = ",".join([given, *own] if given else own)
-    return more | {"APPTAINER_BIND": bind, "APPTAINERENV_PYTHONPATH": str(checkout / "src")}
+    return {"APPTAINER_BIND": bind, "APPTAINERENV_PYTHONPATH": str(checkout / "src")}
 
 
 def node_environment() -> dict[str, str]:
-    """What a job needs of the machine that it runs on."""
+    """What a job needs of the machine that it runs on, and is kept from."""
+    # In memory, as it would be without this, /tmp is small.
+    scratch = Path(tempfile.gettempdir(), f"tokencache-{os.getuid()}")
+    scratch.mkdir(mode=0o700, exist_ok=True)
+    isolation = ISOLATION | {"APPTAINER_WORKDIR": str(scratch)}
+    kept = {name: os.environ.get(name, value) for name, value in isolation.items()}
     passed = {f"APPTAINERENV_{k}": v for k, v in os.environ.items() if PASSED.match(k)}
     passed["APPTAINERENV_PYTHONUNBUFFERED"] = "1"
-    return passed | ({"APPTAINER_NV": "1"} if Path("/dev/nvidiactl").exists() else {})
+    return kept | passed | ({"APPTAINER_NV": "1"} if Path("/dev/nvidiactl").exists() else {})
 
 
 def _inputs(plan: Plan) -> Iterable[Path]:
-    """Folders of the sources, tokenizers and weights that config.yaml names."""
+    """Folders of the sources and weights that config.yaml names."""
     files = {shard["path"] for shard in plan.data["shards"].values() if "fetched" not in shard}
-    entries = [*plan.tokenizers.values(), *plan.fetches.values()]
-    given = [entry["reference"] for entry in entries if "reference" in entry]
-    given += [run["weights"] for run in plan.runs.values() if run["weights"]]
+    given = [run["weights"] for run in plan.runs.values() if run["weights"]]
     named = [Path(file) for file in [*files, *(ref["path"] for ref in given if ref["path"])]]
     # A file can be a link too, so where it really is counts as well.
     folders = {
@@ -208,12 +210,6 @@ def _inputs(plan: Plan) -> Iterable[Path]:
         if (folder := path if path.is_dir() else path.parent).is_dir()
     }
     return [folder for folder in folders if not folders.intersection(folder.parents)]
-
-
-def _uses_hub(plan: Plan) -> bool:
-    entries = [*plan.tokenizers.values(), *plan.runs.values()]
-    references = [entry.get("reference") or entry.get("weights") for entry in entries]
-    return bool(plan.fetches) or any(found and found["hub"] for found in references)
 
 
 def main(argv: list[str] | None = None) -> int:

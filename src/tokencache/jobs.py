@@ -24,10 +24,11 @@ def piece_of(shard: dict[str, Any]) -> tuple[Piece, str]:
     return Piece(source, shard["start"], shard["stop"]), shard["key"]
 
 
-def fetch_dataset(plan: Plan, folder: str) -> None:
+def fetch_from_hub(plan: Plan, folder: str) -> None:
     from . import fetch
 
-    fetch.fetch(plan.fetches[folder], Path(folder))
+    wanted = plan.fetches[folder]
+    (fetch.fetch_weights if "model" in wanted else fetch.fetch)(wanted, Path(folder))
 
 
 def materialize_tokenizer(plan: Plan, folder: str) -> None:

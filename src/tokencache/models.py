@@ -153,10 +153,8 @@ def _with_attention(make: Any) -> PreTrainedModel:
 
 
 def _from_weights(run: dict[str, Any], vocab: Vocabulary) -> PreTrainedModel:
-    where, given = f"models.{run['model']}.weights", run["weights"]
-    name = given["path"] or given["hub"]
-    options = {"revision": given["revision"]} if given["revision"] else {}
-    options["trust_remote_code"] = run["trust_remote_code"]
+    where, name = f"models.{run['model']}.weights", run["weights_folder"]
+    options = {"trust_remote_code": run["trust_remote_code"]}
     _refuse_pickles(where, name)
     try:
         config = AutoConfig.from_pretrained(name, **options)

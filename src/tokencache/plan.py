@@ -124,10 +124,11 @@ class Plan:
     def missing_of(self, token_set: str) -> list[str]:
         """The token shards of a set that are not there yet."""
         splits = self.token_sets[token_set]["splits"].values()
-        return [key for keys in splits for key in keys if key in self._missing]
+        return [key for keys in splits for key in keys if key in self.missing]
 
     @cached_property
-    def _missing(self) -> set[str]:
+    def missing(self) -> set[str]:
+        """The token shards that are not there yet."""
         return {key for batch in self.batches.values() for key in batch["tokens"]}
 
     def provenance(self, path: str) -> dict[str, Any]:

@@ -325,10 +325,22 @@ class _Resolver:
             "chat_template": template,
             "weights": weights.model_dump() if weights else None,
             "weights_identity": identity,
+            "weights_folder": self._weights_folder(model, weights, identity),
             "architecture": settings.architecture,
             "trust_remote_code": settings.trust_remote_code,
             "training": training,
         }
+
+    def _weights_folder(
+        self, model: str, weights: Reference | None, identity: list[Any] | None
+    ) -> str | None:
+        """Where a run finds its weights: those of a hub, where they are fetched to."""
+        if weights is None or not weights.hub:
+            return weights and weights.path
+        key = key_of(["hub weights", identity])
+        folder = fetched_path(self.config.cache, key)
+        self.fetches[folder] = {"key": key, "model": model, "reference": weights.model_dump()}
+        return folder
 
 
 def _sampling(source: sources.Source) -> str | None:

@@ -157,9 +157,14 @@ def _by_file(files: list[dict]) -> dict[str, list[str]]:
 
 def _work(plan: Plan) -> Iterator[str]:
     trained = [f for f, t in plan.tokenizers.items() if "training" in t and not Path(f).exists()]
-    fetched = [f for f in plan.fetches if not Path(f).exists()]
-    if fetched:
-        yield f"to fetch: {_count(len(fetched), 'split')} of hub data sets"
+    needed = {
+        plan.shard_of(key).get("fetched") for b in plan.batches.values() for key in b["tokens"]
+    }
+    needed |= {run["weights_folder"] for f, run in plan.runs.items() if not Path(f).exists()}
+    fetched = [entry for f, entry in plan.fetches.items() if f in needed and not Path(f).exists()]
+    kinds = Counter("model" if "model" in entry else "data set split" for entry in fetched)
+    if kinds:
+        yield "to fetch from a hub: " + ", ".join(_count(kinds[what], what) for what in kinds)
     if trained:
         yield f"to train: {_count(len(trained), 'tokenizer')}"
     yield from _tokens_left(plan)
@@ -169,10 +174,9 @@ def _work(plan: Plan) -> Iterator[str]:
 
 
 def _tokens_left(plan: Plan) -> list[str]:
-    missing = [key for batch in plan.batches.values() for key in batch["tokens"]]
-    if not missing:
+    if not plan.missing:
         return []
-    return [f"to tokenize: {_amount(plan, missing)} in {_count(len(plan.batches), 'job')}"]
+    return [f"to tokenize: {_amount(plan, plan.missing)} in {_count(len(plan.batches), 'job')}"]
 
 
 def _amount(plan: Plan, tokens: list[str]) -> str:
