@@ -318,6 +318,13 @@ def test_csv_keeps_every_value_as_text(tmp_path):
     assert texts_of(found, 'b, "c"') == ["NULL", "x\r\ny", "true"]
 
 
+def test_a_csv_header_with_one_name_twice_is_refused(tmp_path):
+    path = write(tmp_path / "a.csv", "text,id,text\na,1,b\n")
+    fails(lambda: sources.columns(source(path)), f"{path}: two columns are called 'text'")
+    unnamed = write(tmp_path / "b.csv", "text,,\na,1,b\n")
+    assert texts_of(source(unnamed), "text") == ["a"]
+
+
 def test_a_broken_row_of_csv_is_named_with_its_line(tmp_path):
     path = write(tmp_path / "a.csv", 'a,b\n"1\n2",3\n\nx,y\n1,2,3\n4,5\n')
     fails(lambda: texts_of(source(path), "a"), f"{path}:6: a row of 3 values under a header of 2")

@@ -54,6 +54,12 @@ def test_the_good_one_is_good(workflow):
     assert len(workflow.targets()) == 1
 
 
+@pytest.mark.parametrize("text", ["", "# all taken out\n", "models\n"])
+def test_a_config_without_keys(workflow, text):
+    (workflow.folder / "config.yaml").write_text(text)
+    refuses(workflow, "tokencache: config.yaml: no keys, such as models: and datasets:")
+
+
 def test_a_missing_file(workflow):
     with_dataset(workflow, files="dta.jsonl")
     output = refuses(workflow, "tokencache: datasets.qa.files.0: ", "dta.jsonl")

@@ -88,7 +88,7 @@ def check_files(files: list[str | Path]) -> None:
     for file in files:
         try:
             with open(file, encoding="utf-8") as stream:
-                yaml.load(stream, _Loader)
+                content = yaml.load(stream, _Loader)
         except yaml.MarkedYAMLError as error:
             at = error.problem_mark or error.context_mark
             raise UserError(f"{file}:{at.line + 1}: this is no YAML: {error.problem}") from None
@@ -96,6 +96,10 @@ def check_files(files: list[str | Path]) -> None:
             raise UserError(f"{file}: this is no YAML: {error}") from None
         except OSError as error:
             raise UserError(f"{file}: {error.strerror}") from None
+        if not isinstance(content, dict):
+            raise UserError(
+                f"{file}: no keys, such as models: and datasets:, are in it; see docs/config.md"
+            )
 
 
 def line_of(files: list[str | Path], location: tuple) -> str:

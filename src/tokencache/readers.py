@@ -228,7 +228,12 @@ def _unix_lines(found: Iterable[bytes]) -> Iterator[bytes]:
 def csv_columns(source: Source, stream: BinaryIO) -> list[str]:
     head = checked(Piece(source, 0, 0), 0, _whole_lines(stream.read(HEAD_BYTES)))
     rows = csv.reader(io.StringIO(head.decode(), newline=""), delimiter=_delimiter(source))
-    return next((row for row in rows if row), [])
+    header = next((row for row in rows if row), [])
+    for name in {name for name in header if name and header.count(name) > 1}:
+        raise UserError(
+            f"{source.path}: two columns are called {name!r}; give each a name of its own"
+        )
+    return header
 
 
 def _whole_lines(head: bytes) -> bytes:
@@ -241,7 +246,6 @@ def _delimiter(source: Source) -> str:
 
 def csv_tables(piece: Piece, columns: list[str], stream: BinaryIO) -> Iterator[pa.Table]:
     """Every value as text: an empty one is "", and nothing stands for null."""
-
     from pyarrow import csv as arrow_csv  # which most jobs don't read
 
     path = piece.source.path
