@@ -124,7 +124,14 @@ def no_image(wildcards):
 @cache
 def image_inputs(name):
     """The image that a job waits for: one that is missing, where jobs run in images."""
-    return unless_there(image(name), [image(name)]) if containers else []
+    if not containers:
+        return []
+    if workflow.is_main_process and Path(image(name)).exists():
+        try:
+            images.check(image(name))
+        except UserError as error:
+            stop(error)
+    return unless_there(image(name), [image(name)])
 
 
 def trained_tokenizer_inputs(wildcards):

@@ -95,6 +95,22 @@ def test_an_image_alone_makes_nothing_stale(done):
         (done.folder / "images").symlink_to(ROOT / "images")
 
 
+def test_a_damaged_image_is_said_before_jobs_start(done, tmp_path):
+    workflow = done.copy(tmp_path / "w")
+    (workflow.folder / "images").unlink()
+    (workflow.folder / "images").mkdir()
+    copy = workflow.folder / "images" / image_of(done).name
+    with open(image_of(done), "rb") as whole:
+        copy.write_bytes(whole.read(2**20))
+    (workflow.folder / "config.yaml").write_text(
+        (workflow.folder / "config.yaml").read_text().replace("32", "48")
+    )
+    output = workflow.run("caches", *IN_IMAGES, fails=True)
+    assert f"tokencache: images/{copy.name} is damaged (" in output
+    assert "delete it, and the next run builds it again" in output
+    assert "Traceback" not in output
+
+
 def test_an_image_says_what_it_is_and_tests_itself(done):
     image = image_of(done)
 

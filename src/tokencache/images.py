@@ -69,6 +69,17 @@ def build(base: str, image: str, checkout: Path) -> None:
         _run(command, cwd=checkout, env=_build_environment(folders))
 
 
+def check(image: str) -> None:
+    """Raises UserError for an image that is not what its name says: half copied, say."""
+    _require("apptainer")
+    # From inside: the labels can also be read of an image whose end is missing.
+    command = ["apptainer", "--silent", "exec", image, "cat", "/.singularity.d/labels.json"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    if f'"{Path(image).stem}"' not in found.stdout:
+        why = (found.stderr.strip().splitlines() or ["it has another label"])[-1]
+        raise UserError(f"{image} is damaged ({why}); delete it, and the next run builds it again")
+
+
 def _bootstrap(base: str, folder: Path) -> tuple[str, str]:
     """A definition's Bootstrap and From for a base; for debian that is made, in a folder."""
     if base == "debian":
