@@ -19,6 +19,7 @@ if cleaning:
 
 else:
 
+    include: "rules/resources.smk"
     include: "rules/fetch.smk"
     include: "rules/tokenizers.smk"
     include: "rules/tokenize.smk"
@@ -56,6 +57,7 @@ for model in settings.models:
 
 # Jobs get the plan from a file, which a dry run does not write.
 onstart:
+    ask_about_jobs()
     plan.write()
     if containers:
         os.environ.update(images.job_environment(plan, CHECKOUT))

@@ -168,12 +168,6 @@ def run_inputs(wildcards):
     return unless_there(path, [run["tokenizer"], run["cache"], *fetched, *image_inputs("train")])
 
 
-def train_threads(wildcards):
-    """A small model trains faster on one thread than on several that wait for each other."""
-    architecture = plan.runs[f"{plan.results}/{wildcards.run}"]["architecture"] or {}
-    return 1 if architecture.get("hidden_size", 1024) <= 256 else 8
-
-
 def one_of(names):
     """A wildcard's pattern that only these match."""
     return f"(?:{'|'.join(map(re.escape, names)) or '(?!)'})"

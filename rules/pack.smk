@@ -12,6 +12,10 @@ rule pack:
         cache=f"{one_of(settings.models)}/.+/[0-9]+-[0-9a-f]+",
     container:
         image("tokenize")
+    threads: of(pack_needs, "threads")
+    resources:
+        mem_mb=of(pack_needs, "mem_mb"),
+        runtime=of(pack_needs, "minutes"),
     params:
         plan=plan.path,
     shell:

@@ -11,7 +11,10 @@ rule tokenize:
         "logs/tokenize/{batch}.tsv"
     container:
         image("tokenize")
-    threads: 2
+    threads: of(tokenize_needs, "threads")
+    resources:
+        mem_mb=of(tokenize_needs, "mem_mb"),
+        runtime=of(tokenize_needs, "minutes"),
     params:
         plan=plan.path,
     shell:

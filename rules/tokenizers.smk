@@ -31,7 +31,10 @@ rule train_tokenizer:
         tokenizer=one_of(plan.tokenizer_keys(trained=True)),
     container:
         image("tokenize")
-    threads: 8
+    threads: of(train_tokenizer_needs, "threads")
+    resources:
+        mem_mb=of(train_tokenizer_needs, "mem_mb"),
+        runtime=of(train_tokenizer_needs, "minutes"),
     params:
         plan=plan.path,
     shell:

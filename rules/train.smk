@@ -12,7 +12,10 @@ rule train:
         run=f"{one_of(settings.models)}/.+/[0-9]+-[0-9a-f]+",
     container:
         image("train")
-    threads: train_threads
+    threads: of(train_needs, "threads")
+    resources:
+        mem_mb=of(train_needs, "mem_mb"),
+        runtime=of(train_needs, "minutes"),
     params:
         plan=plan.path,
     shell:

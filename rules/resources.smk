@@ -1,0 +1,39 @@
+"""What jobs ask a cluster for: memory, minutes and CPUs. Jobs of this machine wait for CPUs alone."""
+
+from tokencache import resources, slurm
+
+
+def tokenize_needs(wildcards):
+    return resources.tokenizing(plan, wildcards.batch)
+
+
+def train_tokenizer_needs(wildcards):
+    return resources.training_tokenizer(plan, tokenizer_path(plan.cache, wildcards.tokenizer))
+
+
+def pack_needs(wildcards):
+    return resources.packing(plan, f"{plan.cache}/{wildcards.cache}")
+
+
+def train_needs(wildcards):
+    return resources.training(plan, f"{plan.results}/{wildcards.run}")
+
+
+def of(needs, what):
+    """One of the things that a job needs; more of it with each attempt."""
+
+    def asked(wildcards, attempt):
+        return getattr(needs(wildcards).of_attempt(attempt), what)
+
+    return asked
+
+
+def ask_about_jobs():
+    """Have SLURM asked about jobs in a way that it can answer."""
+    given = workflow.executor_settings
+    if not hasattr(given, "status_command"):
+        return
+    try:
+        given.status_command = slurm.status_command(given.init_seconds_before_status_checks)
+    except UserError as error:
+        stop(error)

@@ -1,0 +1,136 @@
+"""What a job asks a cluster for, from the size of its work.
+
+Upper bounds with room to spare on a slow or busy node: too much waits a little longer in the
+queue, too little fails and is tried again with twice as much. The time is a job's only end
+where its node dies without a word, so it is no larger than that needs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .files import read_json
+from .plan import Plan
+
+MB = 1e6
+BASE_MB = 1000  # Python, its libraries and what they keep in hand
+BASE_MINUTES = 5  # a container that starts on a busy network disk
+MOST_MB = 64_000
+MOST_MINUTES = 24 * 60  # the limit of many partitions
+COMPRESSED = 5  # bytes of text in one of a compressed file
+
+# Half of what was seen of the slowest engine, of training tokenizers and of packing on two
+# busy cores.
+TOKENIZED_MB_A_MINUTE = 20
+TRAINED_ON_MB_A_MINUTE = 30
+PACKED_MB_A_MINUTE = 300
+
+SMALL_TEXT_MB = 16  # to train a tokenizer on; more takes more threads
+SMALL_HIDDEN = 256
+FLOPS_A_THREAD = 2e9  # of a CPU, and less than it can
+TRAINING_MB = 2000  # torch and what it keeps in hand
+BYTES_A_PARAMETER = 24  # float32: weights, gradients, two moments; another two while loading
+UNKNOWN_PARAMETERS = 1_000_000_000  # of weights on a hub, which the plan does not open
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of a job's first attempt."""
+
+    threads: int
+    mem_mb: int
+    minutes: int
+
+    def of_attempt(self, attempt: int) -> Needs:
+        """Twice the memory and time of the attempt before."""
+        more = 2 ** (attempt - 1)
+        return Needs(self.threads, self.mem_mb * more, min(self.minutes * more, MOST_MINUTES))
+
+
+@cache
+def tokenizing(plan: Plan, batch: str) -> Needs:
+    """Of a batch: it streams, so only its largest shard counts for memory."""
+    sizes = [_text_mb(plan, plan.shard_of(key)) for key in plan.batches[batch]["tokens"]]
+    return _needs(2, 4 * max(sizes), sum(sizes) / TOKENIZED_MB_A_MINUTE)
+
+
+@cache
+def training_tokenizer(plan: Plan, folder: str) -> Needs:
+    texts = plan.tokenizers[folder]["texts"]
+    size = sum(_text_mb(plan, plan.data["shards"][shard]) for _, shard in texts)
+    return _needs(2 if size <= SMALL_TEXT_MB else 8, 2 * size, size / TRAINED_ON_MB_A_MINUTE)
+
+
+@cache
+def packing(plan: Plan, path: str) -> Needs:
+    """Of a cache: its token shards are mapped, which some sites count as memory."""
+    size = _set_mb(plan, plan.caches[path])
+    return _needs(1, 2 * size, size / PACKED_MB_A_MINUTE)
+
+
+@cache
+def training(plan: Plan, path: str) -> Needs:
+    """Of a run, on CPUs: a GPU needs less time and no more memory of its machine."""
+    run = plan.runs[path]
+    target = plan.caches[run["cache"]]
+    vocabulary = plan.tokenizers[run["tokenizer"]]["facts"]["vocab_size"]
+    hidden, layers, parameters = _model(run, vocabulary)
+    settings = run["training"]
+    # A small model trains faster on one thread than on several that wait for each other.
+    threads = 1 if hidden <= SMALL_HIDDEN else 8
+    in_a_batch = settings["per_device_train_batch_size"] * target["max_length"]
+    in_a_step = in_a_batch * settings["gradient_accumulation_steps"]
+    activations = in_a_batch * 4 * (layers * 32 * hidden + 4 * vocabulary)
+    memory = TRAINING_MB + (BYTES_A_PARAMETER * parameters + activations) / MB
+    if settings["max_steps"] > 0:
+        tokens = settings["max_steps"] * in_a_step
+    else:
+        # A token stands for two bytes of text or more.
+        tokens = settings["num_train_epochs"] * _set_mb(plan, target) * MB / 2
+    flops = 6 * tokens * (parameters + vocabulary * hidden)
+    return _needs(threads, memory, flops / (FLOPS_A_THREAD * threads) / 60)
+
+
+def _needs(threads: int, more_mb: float, more_minutes: float) -> Needs:
+    memory = min(BASE_MB + math.ceil(more_mb), MOST_MB)
+    return Needs(threads, memory, min(BASE_MINUTES + math.ceil(more_minutes), MOST_MINUTES))
+
+
+def _set_mb(plan: Plan, target: dict[str, Any]) -> float:
+    """Of all source shards of a cache."""
+    splits = plan.token_sets[target["token_set"]]["splits"].values()
+    return sum(_text_mb(plan, plan.shard_of(key)) for keys in splits for key in keys)
+
+
+def _text_mb(plan: Plan, shard: dict[str, Any]) -> float:
+    """Of a source shard; of one that is not fetched yet, as large as shards are cut."""
+    size = shard["bytes"] or plan.data["config"]["shard_size"]
+    return size * (COMPRESSED if shard["compression"] else 1) / MB
+
+
+def _model(run: dict[str, Any], vocabulary: int) -> tuple[int, int, float]:
+    """Hidden size, layers and parameters of a run's model; guesses where it does not say."""
+    folder = Path(run["weights"]["path"]) if run["weights"] and run["weights"]["path"] else None
+    given = run["architecture"] or {}
+    if folder and (folder / "config.json").exists():
+        given = read_json(folder / "config.json")
+    hidden = _first(given, ("hidden_size", "n_embd", "d_model"), 1024)
+    layers = _first(given, ("num_hidden_layers", "n_layer", "num_layers"), 24)
+    inner = _first(given, ("intermediate_size", "n_inner", "d_ff"), 4 * hidden)
+    if run["weights"] and folder is None:
+        return hidden, layers, UNKNOWN_PARAMETERS
+    if folder:
+        # Two bytes a parameter at least.
+        files = folder.glob("*.safetensors")
+        return hidden, layers, sum(file.stat().st_size for file in files) / 2
+    blocks = layers * (4 * hidden**2 + 3 * hidden * inner)
+    return hidden, layers, blocks + 2 * hidden * vocabulary
+
+
+def _first(given: dict[str, Any], names: tuple[str, ...], otherwise: int) -> int:
+    """The first of these fields that is a number; configurations nest others."""
+    return next((given[name] for name in names if isinstance(given.get(name), int)), otherwise)

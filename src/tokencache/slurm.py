@@ -1,0 +1,50 @@
+"""SLURM, as far as this workflow asks it anything itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+
+from .errors import UserError
+
+DOCS = "see docs/cluster.md"
+
+
+def node() -> str:
+    """The node that this process runs on, as SLURM calls it, or the machine."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def status_command(seconds: int) -> str:
+    """The command that can say what became of a job: sacct, or squeue where that has no records.
+
+    seconds: between two looks at the jobs. Raises UserError where neither will do: a
+    run would wait for ever for jobs that ended long ago.
+    """
+    for program in ("sbatch", "squeue", "scontrol"):
+        if shutil.which(program) is None:
+            raise UserError(
+                f"there is no {program} on PATH: jobs go to SLURM (`--profile slurm`, `--executor "
+                "slurm`) only from a machine that has its commands, such as a login node"
+            )
+    if shutil.which("sacct") and _run("sacct", "--noheader", "--starttime", "now").returncode == 0:
+        return "sacct"
+    found = _run("scontrol", "show", "config")
+    if found.returncode:
+        raise UserError(f"SLURM does not answer: {found.stderr.strip()}")
+    remembered = re.search(r"^MinJobAge\s*=\s*(\d+)", found.stdout, re.MULTILINE)
+    if remembered and int(remembered[1]) < 3 * seconds:
+        raise UserError(
+            f"sacct has no records here, and squeue forgets jobs {remembered[1]} s after their end "
+            f"(MinJobAge): too soon to look every {seconds} s; set "
+            f"slurm-init-seconds-before-status-checks to {max(1, int(remembered[1]) // 3)} at most "
+            f"in slurm/config.yaml, {DOCS}"
+        )
+    return "squeue"
+
+
+def _run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True)
