@@ -10,9 +10,12 @@ from .config import Config
 from .files import remove_if_dead
 from .plan import tokenizer_path
 
-# A job takes small shards until it has this many, or this many bytes of them.
+# A job takes small shards until it has this many, or this many bytes of them: more where there
+# is so much that it would be more jobs than a scheduler should be bothered with.
 SHARDS_IN_A_JOB = 256
 BYTES_IN_A_JOB = 64 * 2**20
+MOST_BYTES_IN_A_JOB = 2**30
+JOBS = 48
 
 
 def batches(
@@ -26,14 +29,17 @@ def batches(
     All by the keys of a plan; a batch has the tokenizer's folder, the data set, the
     tokens keys, their bytes of source, and the token sets that wait for it.
     """
+    missing = _missing(config, token_sets)
+    # A guess before a shard is fetched.
+    sizes = {key: shards[tokens[key]["shard"]]["bytes"] or config.shard_size for key in missing}
+    a_job = min(max(BYTES_IN_A_JOB, sum(sizes.values()) // JOBS), MOST_BYTES_IN_A_JOB)
     found: dict[str, dict[str, Any]] = {}
     current: dict[str, Any] | None = None
     kind = None
-    for key, waiting in _missing(config, token_sets).items():
-        entry = tokens[key]
-        size = shards[entry["shard"]]["bytes"] or config.shard_size
+    for key, waiting in missing.items():
+        entry, size = tokens[key], sizes[key]
         full = current and (
-            current["bytes"] + size > BYTES_IN_A_JOB or len(current["tokens"]) >= SHARDS_IN_A_JOB
+            current["bytes"] + size > a_job or len(current["tokens"]) >= SHARDS_IN_A_JOB
         )
         before, kind = kind, (entry["tokenizer"], entry["recipe"], waiting[0])
         if current is None or kind != before or full:
