@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from . import __version__
+from . import __version__, slurm
 from .errors import UserError
 from .files import DISK_FULL
 
@@ -53,6 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
     from .plan import Plan
 
     plan = Plan.read(arguments.plan)
+    # The summary finds this in the job's log.
+    print(f"tokencache {__version__} on {slurm.node()}", file=sys.stderr)
     stage = {
         "fetch": jobs.fetch_from_hub,
         "materialize-tokenizer": jobs.materialize_tokenizer,

@@ -27,7 +27,7 @@ COMPRESSION = "-comp gzip -Xcompression-level 2"  # 7 % larger in a third of the
 DOCS = "see docs/containers.md"
 
 # What jobs need of the environment, where a container is started with nothing of it.
-PASSED = re.compile(r"(HF|TRANSFORMERS|TOKENIZERS|OMP|RAYON|CUDA|NCCL|GLOO|MASTER|SLURM)_")
+PASSED = re.compile(r"(HF|TRANSFORMERS|TOKENIZERS|OMP|RAYON|CUDA|NCCL|GLOO|MASTER|SLURMD?)_")
 # A job sees nothing of the machine but what it is shown, and no network; a user's own
 # settings of these names win.
 ISOLATION = {"APPTAINER_CONTAINALL": "1", "APPTAINER_NET": "1", "APPTAINER_NETWORK": "none"}

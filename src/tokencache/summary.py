@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
+from . import slurm
 from .files import read_json
 from .inventory import CACHE_FILE, RUN_FILE
 from .plan import Plan
 
 LOGS = Path("logs")
+NODE = re.compile(r"tokencache \S+ on (\S+)\n")  # what a job says first
 COLUMNS = [
     "model", "dataset", "max_length", "documents", "tokens", "packing\nefficiency",
     "pack\nseconds", "train\nseconds", "validation loss\nbefore", "validation loss\nafter",
@@ -29,7 +33,7 @@ def table(plan: Plan) -> str:
     ]
     text = tabulate(rows, headers=COLUMNS, intfmt=",", floatfmt=["", "", "", "", "", ".1%", ".1f",
                                                                  ".1f", ".3f", ".3f"])  # fmt: skip
-    return f"\n{text}\n\n{_totals(plan)}\n"
+    return f"\n{text}\n\n{_totals(plan)}\n{_nodes(plan)}"
 
 
 def _row(plan: Plan, path: str, run: str | None) -> list[Any]:
@@ -64,6 +68,42 @@ def _totals(plan: Plan) -> str:
     }  # fmt: skip
     said = ", ".join(f"{stage} {sum(seconds):.1f}" for stage, seconds in spent.items())
     return f"{len(shards)} token shards for {len(plan.caches)} caches. Seconds of jobs: {said}"
+
+
+def _nodes(plan: Plan) -> str:
+    """Which job ran on which node; nothing where all of them ran on this machine."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for stage, target in _jobs(plan):
+        if node := _node(LOGS / stage / f"{target}.log"):
+            found.setdefault((node, stage), []).append(str(target))
+    if {node for node, _ in found} <= {slurm.node()}:
+        return ""
+    rows = [(node, stage, job) for (node, stage), jobs in sorted(found.items()) for job in jobs]
+    return f"\n{tabulate(rows, headers=['node', 'stage', 'job'])}\n"
+
+
+def _jobs(plan: Plan) -> Iterator[tuple[str, str | Path]]:
+    """Stage and target, as their logs are called."""
+    for folder, tokenizer in plan.tokenizers.items():
+        trained = "training" in tokenizer
+        yield "train_tokenizer" if trained else "materialize_tokenizer", Path(folder).name
+    for folder in plan.fetches:
+        yield "fetch", Path(folder).name
+    for batch in plan.batches:
+        yield "tokenize", batch
+    for path in plan.caches:
+        yield "pack", Path(path).relative_to(plan.cache)
+    for path in plan.runs:
+        yield "train", Path(path).relative_to(plan.results)
+
+
+def _node(log: Path) -> str | None:
+    try:
+        with open(log, encoding="utf-8", errors="replace") as stream:
+            found = NODE.fullmatch(stream.readline())
+    except FileNotFoundError:
+        return None
+    return found[1] if found else None
 
 
 def _job(stage: str, target: str | Path) -> float:
