@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench lint format lock clean
+.PHONY: demo cluster-demo cluster-stop test bench lint format lock clean
 .DELETE_ON_ERROR:
 
 # Remade when the locked versions change.
@@ -18,6 +18,19 @@ $(VENV)/done: envs/dev.lock pyproject.toml
 demo: $(VENV)/done
 	$(BIN)/python examples/stdlib_documents.py data
 	$(BIN)/snakemake --cores all
+
+# The demo as container jobs on a real SLURM cluster of this one machine: root of a Debian 12.
+cluster-demo: $(VENV)/done
+	tests/cluster/install-apptainer.sh
+	tests/cluster/install-slurm.sh
+	tests/cluster/start.sh
+	$(BIN)/python examples/stdlib_documents.py data
+	PATH=/opt/apptainer/usr/bin:$$PATH $(BIN)/snakemake --config 'containers={base: debian}' \
+	  --profile slurm --profile tests/cluster/profile
+	@echo "The cluster goes on running: see it with sinfo, stop it with make cluster-stop"
+
+cluster-stop:
+	tests/cluster/stop.sh
 
 test: $(VENV)/done
 	$(BIN)/python -m pytest -n auto

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("Snakefile", "rules", "profiles", "src", "examples", "containers", "envs")
+COPIED = ("Snakefile", "rules", "profiles", "slurm", "src", "examples", "containers", "envs")
 
 STAGES = (
     "build_image",
@@ -72,7 +72,9 @@ class Workflow:
         (self.folder / "config.yaml").write_text(text)
 
     def command(self, *words):
-        return [sys.executable, "-m", "snakemake", "--cores", "1", *words]
+        # On a cluster, cores would be those of all jobs together.
+        cores = [] if "--profile" in words else ["--cores", "1"]
+        return [sys.executable, "-m", "snakemake", *cores, *words]
 
     def start(self, *words):
         """Snakemake in the background, in a process group of its own."""

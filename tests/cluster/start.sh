@@ -67,7 +67,8 @@ TaskPlugin=task/none
 MpiDefault=none
 ReturnToService=2
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
+# The next job goes to the node with the least to do.
+SelectTypeParameters=CR_Core_Memory,CR_LLN
 
 # A job over its memory is killed within a second or so.
 JobAcctGatherType=jobacct_gather/linux
@@ -77,6 +78,7 @@ JobAcctGatherParams=OverMemoryKill
 SlurmdTimeout=10
 KillWait=2
 MinJobAge=300
+DefMemPerCPU=1000
 JobRequeue=1
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,sched_min_interval=0
 
@@ -89,7 +91,7 @@ END
   echo "NodeName=g1 Name=gpu Count=1 File=/dev/null" >"$folder/gres.conf"
   if ! cmp -s "$folder/slurm.conf.new" "$folder/slurm.conf" && [ -n "$(daemons)" ]; then
     rm "$folder/slurm.conf.new"
-    stop "the cluster runs with other settings (accounting?); stop.sh stops it"
+    stop "the cluster runs with other settings than these; stop.sh stops it"
   fi
   mv "$folder/slurm.conf.new" "$folder/slurm.conf"
   mkdir -p "$(dirname "$installed")"
@@ -160,6 +162,8 @@ idle() {
     [ -n "$(sinfo --noheader)" ]
 }
 
+# What runs with accounts goes on with them.
+if runs "$folder/run/slurmdbd.pid" slurmdbd; then accounting=true; fi
 write_settings
 start_munge
 if $accounting; then start_accounting; fi
