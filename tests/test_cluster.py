@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from conftest import make_tokenizer
@@ -27,7 +28,7 @@ def script(name, *words, fails=False):
 @pytest.fixture(scope="module")
 def cluster():
     """A cluster that runs, and Apptainer on PATH, from the scripts that users have for it."""
-    if os.geteuid() != 0 or 'VERSION_ID="12"' not in open("/etc/os-release").read():
+    if os.geteuid() != 0 or 'VERSION_ID="12"' not in Path("/etc/os-release").read_text():
         pytest.skip("SLURM is installed and started by root of a Debian 12")
     script("install-apptainer.sh")
     script("install-slurm.sh")
