@@ -15,7 +15,7 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -49,16 +49,15 @@ class Shard:
 class Index:
     """What is known of files, by (size, mtime_ns, inode): a second parse only stats.
 
-    Entries found are kept in memory and committed in one transaction by `save`.
+    Entries found are kept in memory and committed in one transaction by `save`. Where
+    the user may not write to `path`, it is read, and the user's own index takes what is
+    new. All that an index knows can be found again, so one that can't be read or
+    written (locked, broken, on a disk without locks) is done without.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._database = _database(path)
-        except sqlite3.DatabaseError:  # broken: what it knew can be found again
-            path.unlink(missing_ok=True)
-            self._database = _database(path)
+        places = [path] if _writable(path) else [path, _own_index()]
+        self._databases = [found for place in places if (found := _database(place))]
         self._new: dict[str, str] = {}
 
     def recall(self, files: Iterable[str | Path], about: Any, find: Callable[[], Any]) -> Any:
@@ -83,20 +82,54 @@ class Index:
     def _known(self, name: str) -> str | None:
         if name in self._new:
             return self._new[name]
-        row = self._database.execute("SELECT value FROM known WHERE id = ?", (name,)).fetchone()
-        return row[0] if row else None
+        for database in self._databases:
+            with suppress(sqlite3.DatabaseError):
+                row = database.execute("SELECT value FROM known WHERE id = ?", (name,)).fetchone()
+                if row:
+                    return row[0]
+        return None
 
     def save(self) -> None:
-        with self._database:
-            self._database.executemany("REPLACE INTO known VALUES (?, ?)", self._new.items())
+        if self._new and self._databases:
+            with suppress(sqlite3.DatabaseError), self._databases[-1] as database:
+                database.executemany("REPLACE INTO known VALUES (?, ?)", self._new.items())
         self._new.clear()
 
     def close(self) -> None:
         self.save()
-        self._database.close()
+        for database in self._databases:
+            database.close()
 
 
-def _database(path: Path) -> sqlite3.Connection:
+def _writable(path: Path) -> bool:
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
+
+
+def _own_index() -> Path:
+    """For folders of others: entries say nothing of the folder that they were made in."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    path = Path(root, "tokencache", "index.sqlite")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _database(path: Path) -> sqlite3.Connection | None:
+    try:
+        return _opened(path)
+    except sqlite3.OperationalError:  # no such folder, locked, no locks: it may be in use
+        return None
+    except sqlite3.DatabaseError:  # broken, and maybe by something that was not finished
+        with suppress(OSError, sqlite3.DatabaseError):
+            for file in (path, path.with_name(f"{path.name}-journal")):
+                file.unlink(missing_ok=True)
+            return _opened(path)
+        return None
+
+
+def _opened(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=30)
     database.execute("CREATE TABLE IF NOT EXISTS known (id TEXT PRIMARY KEY, value TEXT)")
     return database
@@ -104,8 +137,22 @@ def _database(path: Path) -> sqlite3.Connection:
 
 def _state(file: str | Path) -> tuple[int, ...]:
     """The time of change too: a copy that keeps the time of writing (`cp -p`) moves it."""
-    stat = os.stat(file)
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev, stat.st_ctime_ns
+    about = os.stat(file)
+    file_system = _file_system(about.st_dev, file)
+    return about.st_size, about.st_mtime_ns, about.st_ino, file_system, about.st_ctime_ns
+
+
+_file_systems: dict[int, int] = {}
+
+
+def _file_system(device: int, file: str | Path) -> int:
+    """A number for a file system that is the same on all machines that mount it.
+
+    Device numbers are given out by each machine anew, and an index serves many.
+    """
+    if device not in _file_systems:
+        _file_systems[device] = os.statvfs(file).f_fsid
+    return _file_systems[device]
 
 
 def shards(
