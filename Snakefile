@@ -58,6 +58,7 @@ for model in settings.models:
 # Jobs get the plan from a file, which a dry run does not write.
 onstart:
     ask_about_jobs()
+    make_folders()
     plan.write()
     if containers:
         os.environ.update(images.job_environment(plan, CHECKOUT))

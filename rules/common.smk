@@ -74,6 +74,14 @@ except UserError as error:
 made = inventory.made(settings.cache, settings.results) if cleaning else {}
 
 
+def make_folders():
+    """Before Snakemake makes them, which knows nothing of a group that shares them."""
+    try:
+        plan.make_folders()
+    except UserError as error:
+        stop(error)
+
+
 def targets(*kinds, model=None):
     """The caches and the runs of one model or all, with the token shards that are missing."""
     if cleaning:

@@ -9,9 +9,11 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,11 @@ from .errors import UserError
 
 KEY_DIGITS = 32
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+# What nobody wrote to for so long was left by a job that is dead, wherever it ran.
+ABANDONED_SECONDS = 7 * 86400
+# Snakemake sets the time of this file in a folder that a job made or found.
+TIMESTAMP = ".snakemake_timestamp"
 
 
 def key_of(made_of: Any) -> str:
@@ -41,35 +48,89 @@ def read_json(path: str | Path) -> Any:
 
 
 @contextmanager
+def open_as(folder: Path) -> Iterator[bool]:
+    """What is made meanwhile is open to the group if `folder` is, whatever the umask.
+
+    Yields whether it is: a folder that its group may write to is shared by that group.
+    """
+    umask = os.umask(0o077)
+    try:
+        shared = bool(folder.stat().st_mode & stat.S_IWGRP)
+        os.umask(umask & ~stat.S_IRWXG if shared else umask)
+        yield shared
+    finally:
+        os.umask(umask)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, each as open to the group as the one that it lies in.
+
+    Raises UserError where that is not allowed.
+    """
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    try:
+        with open_as(path.parent) as shared, suppress(FileExistsError):
+            path.mkdir()
+            if shared:
+                _give_to_group(path, path.parent.stat().st_gid)
+    except PermissionError:
+        raise _not_allowed(path.parent) from None
+
+
+@contextmanager
 def published(final: str | Path, folder: bool = False) -> Iterator[Path]:
     """A temporary path beside `final` that becomes `final` by one rename at the end.
 
     On any error the temporary is removed and `final` is as it was. Where `final`
     is a folder that another process published meanwhile, that one stays: equal
-    keys mean equal bytes. Raises UserError on a full disk.
+    keys mean equal bytes. In a folder that its group may write to, the group may
+    read what is published. Raises UserError on a full disk, and where it is not
+    allowed to write.
     """
     final = Path(final)
-    final.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(final.parent)
     _remove_dead(final)
+    umask = _umask()
+    with open_as(final.parent) as shared:
+        temporary = _temporary(final, shared)
+        target = temporary / final.name
+        try:
+            if folder:
+                target.mkdir()
+            yield target
+            _settle(target, umask, final.parent.stat().st_gid if shared else None)
+            _rename(target, final)
+            _sync(final.parent)
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise UserError(
+                    f"{final}: the disk is full; nothing was left half-written. Free some space "
+                    "(`snakemake --delete-all-output` clears what the present config made), run "
+                    "again"
+                ) from None
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(final: Path, shared: bool) -> Path:
     prefix = f".{final.name}.{process_tag()}."
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=final.parent))
-    target = temporary / final.name
     try:
-        if folder:
-            target.mkdir()
-        yield target
-        _settle(target)
-        _rename(target, final)
-        _sync(final.parent)
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise UserError(
-                f"{final}: the disk is full; nothing was left half-written. Free some space "
-                "(`snakemake --delete-all-output` clears what the present config made), run again"
-            ) from None
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        made = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=final.parent))
+    except PermissionError:
+        raise _not_allowed(final.parent) from None
+    if shared:  # what is left when this process is killed can be removed by others too
+        _give_to_group(made, final.parent.stat().st_gid)
+    return made
+
+
+def _not_allowed(folder: Path) -> UserError:
+    return UserError(
+        f"{folder}: you may not write in this folder; docs/shared-cache.md says how a group "
+        "shares a cache"
+    )
 
 
 def process_tag() -> str:
@@ -88,7 +149,18 @@ def is_running(tag: str) -> bool | None:
         same = abs(process.create_time() - float(started)) < 2
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
-        return False
+        return None if _hidden(int(pid)) else False
+
+
+def _hidden(pid: int) -> bool:
+    """Whether a process is there that may not be looked at: another user's, on some machines."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _place() -> str:
@@ -104,12 +176,25 @@ def _remove_dead(final: Path) -> None:
 
 
 def remove_if_dead(left: Path) -> None:
-    """Remove a temporary of `published` whose process is known to be dead."""
+    """Remove a temporary of `published` whose process is dead or must be.
+
+    That of another machine, which can't be asked, must be when nothing was written for long.
+    """
     parts = re.fullmatch(r"(.+)-(\d+)-(\d+)\.[^.]+\.tmp", left.name)
-    if parts and parts[1].endswith(f".{_place()}"):
-        tag = f"{_place()}-{parts[2]}-{parts[3]}"
-        if is_running(tag) is False:
-            shutil.rmtree(left, ignore_errors=True)
+    if not parts:
+        return
+    here = parts[1].endswith(f".{_place()}")
+    running = is_running(f"{_place()}-{parts[2]}-{parts[3]}") if here else None
+    if running is False or (running is None and _abandoned(left)):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _abandoned(left: Path) -> bool:
+    try:
+        newest = max(path.lstat().st_mtime for path in [left, *left.rglob("*")])
+    except OSError:  # it changes just now, or is closed to us
+        return False
+    return time.time() - newest > ABANDONED_SECONDS
 
 
 def _rename(source: Path, final: Path) -> None:
@@ -121,14 +206,40 @@ def _rename(source: Path, final: Path) -> None:
             raise
 
 
-def _settle(path: Path) -> None:
-    """Everything on disk, and open to whom the umask opens new files: some libraries close it."""
-    umask = os.umask(0)
-    os.umask(umask)
+def _settle(path: Path, umask: int, group: int | None) -> None:
+    """Everything on disk, and open to whom the umask opens new files: some libraries close it.
+
+    Of a `group` that shares the folder all may read the files and change the folders.
+    """
+    if path.is_dir() and group is not None:
+        # Snakemake runs of several users may have waited for this folder: all may touch it.
+        (path / TIMESTAMP).touch()
     for entry in [path, *path.rglob("*")] if path.is_dir() else [path]:
         if entry.is_file():
             entry.chmod(0o666 & ~umask)
+        if group is not None:
+            _give_to_group(entry, group)
         _sync(entry)
+
+
+def _give_to_group(path: Path, group: int) -> None:
+    about = path.stat()
+    mode = stat.S_IRGRP
+    if path.is_dir():
+        mode = stat.S_IRWXG
+    elif path.name == TIMESTAMP:
+        mode |= stat.S_IWGRP
+    if about.st_gid != group:  # the folder above lacks the setgid bit
+        with suppress(PermissionError):
+            os.chown(path, -1, group)
+            mode |= stat.S_ISGID if path.is_dir() else 0
+    path.chmod(stat.S_IMODE(about.st_mode) | mode)
+
+
+def _umask() -> int:
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
 
 
 def _sync(path: Path) -> None:

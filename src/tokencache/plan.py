@@ -16,7 +16,7 @@ from typing import Any
 
 from . import __version__
 from .errors import UserError
-from .files import read_json, write_json
+from .files import make_folder, read_json, write_json
 
 WORK = Path(".tokencache")
 PLANS = WORK / "plans"
@@ -98,6 +98,14 @@ class Plan:
         for old in sorted(PLANS.glob("*.json"))[:-PLANS_KEPT]:
             if time.time() - old.stat().st_mtime > 7 * 86400:
                 old.unlink(missing_ok=True)
+
+    def make_folders(self) -> None:
+        """The folders that targets stand in: Snakemake would make them as the umask says.
+
+        Raises UserError where that is not allowed.
+        """
+        for target in [*self.caches, *self.runs, *self.tokenizers, *self.fetches]:
+            make_folder(Path(target).parent)
 
     def mark(self, batch: str) -> str:
         """A file that says that this plan's batch is done."""
