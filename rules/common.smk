@@ -72,6 +72,8 @@ except UserError as error:
     stop(error)
 
 made = inventory.made(settings.cache, settings.results) if cleaning else {}
+if cleaning and inventory.made(settings.cache, settings.results, by_others=True):
+    print("tokencache: what other users made stays", file=sys.stderr)
 
 
 def make_folders():

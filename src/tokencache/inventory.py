@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,39 +46,50 @@ def _read(folder: Path, name: str, needed: set[str]) -> list[dict[str, Any]]:
     return found
 
 
-def made(cache: str, results: str) -> dict[tuple[str, str], list[str]]:
-    """All folders that the workflow made, by (kind, model); the shared ones by ("shared", "").
+def made(cache: str, results: str, by_others: bool = False) -> dict[tuple[str, str], list[str]]:
+    """All folders that this user (or, instead, others) made with the workflow.
 
-    kind is "caches" or "runs". A folder in which everything is the workflow's
-    stands for what is in it; what somebody else put there is left out.
+    By (kind, model); the shared ones by ("shared", ""). kind is "caches" or "runs". A
+    folder in which everything is theirs stands for what is in it; what somebody put
+    there by other means is left out.
     """
-    shared = [str(path) for name in SHARED for path in _shared(Path(cache, name))]
+
+    def wanted(folder: Path) -> bool:
+        return _is_mine(folder) != by_others
+
+    shared = [str(path) for name in SHARED for path in _shared(Path(cache, name), wanted)]
     found = {("shared", ""): shared} if shared else {}
     for kind, root in (("caches", cache), ("runs", results)):
         for model in _folders(Path(root)):
             if root == cache and model.name in SHARED:
                 continue
-            ours = list(_ours(model, depth=0))
+            ours = list(_ours(model, 0, wanted))
             if ours:
                 found[kind, model.name] = [str(path) for path in ours]
     return found
 
 
-def _shared(folder: Path) -> list[Path]:
+def _is_mine(folder: Path) -> bool:
+    """Whether this user made a folder and all that is in it."""
+    return all(path.lstat().st_uid == os.geteuid() for path in [folder, *folder.rglob("*")])
+
+
+def _shared(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
     """Of cache/tokens, cache/tokenizers or cache/sources: the whole, or what in it is ours."""
-    ours = [path for path in _folders(folder) if KEYED.fullmatch(path.name)]
+    ours = [path for path in _folders(folder) if KEYED.fullmatch(path.name) and wanted(path)]
     others = any(path not in ours for path in folder.iterdir()) if folder.is_dir() else False
     return ours if others or not ours else [folder]
 
 
-def _ours(folder: Path, depth: int) -> Iterator[Path]:
+def _ours(folder: Path, depth: int, wanted: Callable[[Path], bool]) -> Iterator[Path]:
     """Depth 0 is a model, 1 a data set, 2 a target."""
     if depth == 2:
-        if TARGET.fullmatch(folder.name) or REST.fullmatch(folder.name):
+        named = TARGET.fullmatch(folder.name) or REST.fullmatch(folder.name)
+        if named and wanted(folder):
             yield folder
         return
     children = list(folder.iterdir())
-    ours = {child: list(_ours(child, depth + 1)) for child in children if child.is_dir()}
+    ours = {child: list(_ours(child, depth + 1, wanted)) for child in children if child.is_dir()}
     whole = bool(children) and all(ours.get(child) == [child] for child in children)
     if whole:
         yield folder
