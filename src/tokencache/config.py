@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -320,6 +321,18 @@ def _overlay(base: Any, over: Any) -> Any:
     if isinstance(base, dict) and isinstance(over, dict):
         return base | {key: _overlay(base.get(key), value) for key, value in over.items()}
     return over
+
+
+def read(files: list[str | Path]) -> dict[str, Any]:
+    """The mapping of some YAML files, later ones laid over earlier ones, as Snakemake does it."""
+    check_files(files)
+    raw: dict[str, Any] = {}
+    for file in files:
+        found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise UserError(f"{file}: this has no keys at its top level")
+        raw = _overlay(raw, found)
+    return raw
 
 
 def _sized(raw: dict[str, Any]) -> dict[str, Any]:

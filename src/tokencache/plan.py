@@ -42,6 +42,11 @@ def target_path(root: str, model: str, dataset: str, max_length: int, key: str) 
     return f"{root}/{model}/{dataset}/{max_length}-{key[:NAME_DIGITS]}"
 
 
+def building_path(cache: Path) -> Path:
+    """Where those who build or wait for a cache meet."""
+    return cache.parent / f".{cache.name}.building"
+
+
 def checkpoints_path(run: str) -> Path:
     """Where a run that is not finished keeps what it needs to go on."""
     return Path(run).parent / f".{Path(run).name}.checkpoints"

@@ -1,0 +1,372 @@
+"""A cache for a user's own script: `tokencache.load`, from any process on any machine."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import config as configuration
+from . import lease
+from .config import Combination, Config
+from .errors import UserError
+from .files import read_json
+from .messages import unknown
+from .plan import building_path
+from .resolve import resolve
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+HINT_SECONDS = 30.0  # between two lines on stderr
+LONGEST_PAUSE = 2.0  # between two looks at a cache that somebody builds
+TAIL_LINES = 30  # of the log of a build that failed
+
+# What a launcher tells its ranks is not for the workflow, which is no rank of theirs.
+RANK_PREFIXES = ("SLURM_", "TORCHELASTIC_", "PMI_", "PMIX_", "OMPI_", "PALS_", "ACCELERATE_")
+RANK_NAMES = {
+    "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+    "OMP_NUM_THREADS", "TOKENCACHE_PLAN",
+}  # fmt: skip
+KEPT = {"SLURM_CONF"}
+
+SNAKEFILE = Path(__file__).parents[2] / "Snakefile"
+
+_in_folder = threading.RLock()
+
+
+def load(
+    model: str,
+    dataset: str,
+    max_length: int,
+    *,
+    split: str | None = None,
+    config: str | Path | Sequence[str | Path] | None = None,
+    folder: str | Path | None = None,
+    build: bool = False,
+    timeout: float = 86400.0,
+    dead_after: float = 60.0,
+    arguments: Sequence[str] = ("--cores", "all"),
+) -> DatasetDict | Dataset:
+    """The cache of a model, a data set and a max_length that config.yaml names.
+
+    Returns what `datasets.load_from_disk` gives: all splits, or the one named by `split`.
+    May be called by any number of processes on any machines at once.
+
+    config: a file, a folder with a config.yaml, or a list of files of which later ones
+    are laid over earlier ones; else the config.yaml of the current folder or of the
+    nearest one above. folder: where snakemake is run, which paths in the configuration
+    start from; else that of the (first) file. The current folder of this process is
+    another one for the moment in which the files are looked up.
+
+    build: if the cache is missing, one of the processes that call this makes it, with
+    `snakemake` and these `arguments`, and the others wait for it, `timeout` seconds at
+    most. One that gives no sign of life for `dead_after` seconds is replaced.
+
+    Raises UserError where the configuration is wrong, and where the cache is missing,
+    can't be built, is not there in time, or is damaged.
+    """
+    files, where = _configuration(config, folder)
+    wanted = Combination(model=model, dataset=dataset, max_length=max_length)
+    target = _Target.find(files, where, wanted)
+    if not target.is_there():
+        if not build:
+            raise UserError(target.missing())
+        target.check_that_it_can_be_built()
+        _wait_or_build(target, timeout, dead_after, list(arguments))
+    return _opened(target.path, split)
+
+
+def _configuration(
+    config: str | Path | Sequence[str | Path] | None, folder: str | Path | None
+) -> tuple[list[Path], Path]:
+    """The configuration's files, and the folder that snakemake is run in."""
+    if config is None:
+        start = Path(folder or ".").absolute()
+        found = [f for above in [start, *start.parents] if (f := above / "config.yaml").is_file()]
+        if not found:
+            raise UserError(
+                f"there is no config.yaml in {start} or above it; name one with config=…"
+            )
+        files = found[:1]
+    else:
+        given = [config] if isinstance(config, str | Path) else list(config)
+        files = [Path(file).expanduser().absolute() for file in given]
+        files = [file / "config.yaml" if file.is_dir() else file for file in files]
+        if not files:
+            raise UserError("config=[] names no file")
+    where = Path(folder).expanduser().absolute() if folder is not None else files[0].parent
+    if not where.is_dir():
+        raise UserError(f"there is no folder {where}")
+    return files, where
+
+
+@contextlib.contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    """Paths in a configuration are relative to the folder that snakemake is run in."""
+    with _in_folder, contextlib.chdir(folder):
+        yield
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A cache, and how it is made.
+
+    path: of the cache; name: the same as snakemake knows it, in `folder`.
+    """
+
+    path: Path
+    name: str
+    folder: Path
+    files: list[Path]
+    wanted: Combination
+
+    @classmethod
+    def find(cls, files: list[Path], folder: Path, wanted: Combination) -> _Target:
+        with _working_in(folder):
+            settings = configuration.load(configuration.read(files), files)
+            _check(settings, wanted, files)
+            # Other caches of the configuration, and what is wrong with them, are left alone.
+            plan = resolve(settings.model_copy(update={"build": [wanted]}))
+        [name] = plan.caches
+        return cls((folder / name).resolve(), name, folder, files, wanted)
+
+    def is_there(self) -> bool:
+        # Listing the folder, other than asking for the name, sees what other machines made.
+        with contextlib.suppress(OSError):
+            return self.path.name in os.listdir(self.path.parent)
+        return False
+
+    def place(self) -> Path:
+        return building_path(self.path)
+
+    def log(self) -> Path:
+        return self.folder.joinpath("logs", "load", *self.path.parts[-3:]).with_suffix(".log")
+
+    def command(self, arguments: list[str]) -> list[str]:
+        """What makes the cache, run in `folder`."""
+        words = [self.name, *arguments]
+        if SNAKEFILE.parent != self.folder:
+            words += ["--snakefile", str(SNAKEFILE)]
+        if self.files != [self.folder / "config.yaml"]:
+            words += ["--configfile", *map(str, self.files)]
+        return words
+
+    def missing(self) -> str:
+        holder = lease.Watch(self.place(), float("inf")).look()
+        words = shlex.join(["snakemake", *self.command(["--cores", "all"])])
+        now = f"{_who(holder)}; " if holder else ""
+        return (
+            f"the cache {self.path} is not there: {now}make it with\n"
+            f"  cd {shlex.quote(str(self.folder))} && {words}\n"
+            "or call load with build=True, which makes it or waits for it"
+        )
+
+    def check_that_it_can_be_built(self) -> None:
+        if not SNAKEFILE.is_file():
+            raise UserError(
+                f"there is no {SNAKEFILE}: to make a cache, tokencache has to be installed from a "
+                "checkout of it, with `pip install --editable`"
+            )
+        if importlib.util.find_spec("snakemake") is None:
+            raise UserError(
+                f"build=True needs snakemake, which {sys.executable} lacks; {self.missing()}"
+            )
+        if not os.access(self.folder, os.W_OK):
+            raise UserError(
+                f"you may not write in {self.folder}, where snakemake would be run; name a folder "
+                f"of your own with folder=…, or: {self.missing()}"
+            )
+
+
+def _check(settings: Config, wanted: Combination, files: list[Path]) -> None:
+    """Raises UserError where a configuration makes no such cache."""
+    [model], [dataset], [max_length] = wanted.model, wanted.dataset, wanted.max_length
+    for name, known, what in (
+        (model, settings.models, "model"),
+        (dataset, settings.datasets, "dataset"),
+    ):
+        if name not in known:
+            raise UserError(f"{files[-1]}: {unknown(name, known, '', what=what)}")
+    made = settings.combinations()
+    if (model, dataset, max_length) not in made:
+        lengths = [str(n) for m, d, n in made if (m, d) == (model, dataset)]
+        there = f"but for max_length {', '.join(lengths)}" if lengths else "nor for other lengths"
+        raise UserError(
+            f"{files[-1]}: no cache of {model!r} and {dataset!r} is made for max_length "
+            f"{max_length}, {there}; add it to max_length: or build:"
+        )
+
+
+# Waiting and building
+
+
+def _wait_or_build(target: _Target, timeout: float, dead_after: float, words: list[str]) -> None:
+    watch = lease.Watch(target.place(), dead_after)
+    start = time.monotonic()
+    pause, said = 0.1, -HINT_SECONDS
+    while not target.is_there():
+        holder = watch.look()
+        failure = watch.failure()
+        if failure is not None:
+            raise UserError(failure["message"])
+        if holder is None:
+            mine = lease.take(target.place(), _about(target))
+            if mine is not None:
+                _build_as(mine, target, words)
+                return
+        waited = time.monotonic() - start
+        if waited > timeout:
+            who = _who(holder) if holder else "and nobody builds it"
+            raise UserError(
+                f"the cache {target.path} was not there after {timeout:g} seconds: {who}. Look "
+                "into the log, or wait longer with timeout=…"
+            )
+        if holder and waited - said >= HINT_SECONDS:
+            said = waited
+            _say(f"waiting for {target.name}: {_who(holder)}")
+        time.sleep(pause * random.uniform(0.5, 1))
+        pause = min(pause * 1.5, LONGEST_PAUSE)
+
+
+def _about(target: _Target) -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "log": str(target.log()),
+    }
+
+
+def _who(holder: dict[str, Any]) -> str:
+    return (
+        f"process {holder['pid']} on {holder['host']} builds it since {holder['since']}, "
+        f"log: {holder['log']}"
+    )
+
+
+def _say(text: str) -> None:
+    print(f"tokencache: {text}", file=sys.stderr, flush=True)
+
+
+def _build_as(mine: lease.Lease, target: _Target, words: list[str]) -> None:
+    """Build the cache as the holder of the lease."""
+    try:
+        if not target.is_there():  # not made between the last look and the lease either
+            _build(mine, target, words)
+        mine.clear()
+    except UserError as error:
+        mine.failed({"message": str(error)})
+        raise
+    finally:
+        mine.release()
+
+
+def _build(mine: lease.Lease, target: _Target, arguments: list[str]) -> None:
+    only = json.dumps([target.wanted.model_dump()])
+    shown = target.command([*arguments, "--config", f"build={only}"])
+    log = target.log()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    about = _about(target)
+    _say(f"building {target.name}, log: {log}")
+    with open(log, "ab") as stream:
+        title = f"# process {about['pid']} on {about['host']}, {about['since']}: "
+        stream.write((title + shlex.join(["snakemake", *shown]) + "\n").encode())
+        stream.flush()
+        start = stream.tell()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "snakemake", *shown], cwd=target.folder, env=_environment(),
+            stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        with _ended(process):
+            _attend(process, mine, target)
+    if process.returncode != 0 or not target.is_there():
+        with open(log, "rb") as stream:
+            stream.seek(start)
+            lines = stream.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
+        tail = "\n".join(f"  {line}" for line in lines)
+        raise UserError(
+            f"the cache {target.path} could not be built: snakemake on {about['host']} ended with "
+            f"status {process.returncode}. The end of {log}:\n{tail}"
+        )
+
+
+@contextlib.contextmanager
+def _ended(process: subprocess.Popen) -> Iterator[None]:
+    """A process that does not outlive this block."""
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _attend(process: subprocess.Popen, mine: lease.Lease, target: _Target) -> None:
+    """Renew the lease until the process ends."""
+    start = said = time.monotonic()
+    while True:
+        try:
+            process.wait(lease.BEAT_SECONDS)
+            return
+        except subprocess.TimeoutExpired:
+            mine.renew()
+        now = time.monotonic()
+        if now - said >= HINT_SECONDS:
+            said = now
+            _say(f"building {target.name} for {now - start:.0f} seconds, log: {target.log()}")
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment, without what makes it a rank."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in KEPT or not (name in RANK_NAMES or name.startswith(RANK_PREFIXES))
+    }
+
+
+# Opening
+
+
+def _opened(folder: Path, split: str | None) -> DatasetDict | Dataset:
+    """Open a cache whose files are as long as its cache.json says."""
+    mend = f"delete {folder} and make it again"
+    try:
+        about = read_json(folder / "cache.json")
+        files, splits = about["files"], about["splits"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / 'cache.json'} is missing or damaged; {mend}") from None
+    if split is not None and split not in splits:
+        raise UserError(f"{folder}: {unknown(split, splits, '', what='split')}")
+    for name, entry in files.items():
+        try:
+            found = os.stat(folder / name).st_size
+        except OSError:
+            raise UserError(f"{folder / name} is missing; {mend}") from None
+        if found != entry["bytes"]:
+            raise UserError(
+                f"{folder / name} is damaged: it has {found:,} bytes instead of "
+                f"{entry['bytes']:,}; {mend}"
+            )
+    # Imported here: it takes a second, and a cache that is missing needs none of it.
+    import datasets
+
+    return datasets.load_from_disk(str(folder / split if split is not None else folder))

@@ -1,0 +1,330 @@
+"""`tokencache.load` from several processes at once, of which some die."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import make_tokenizer
+from workflow import ROOT, environment, rows, write_rows
+
+import tokencache
+from tokencache import lease
+from tokencache.errors import UserError
+
+CONFIG = {
+    "shard_size": 32768,
+    "models": {"one": {"tokenizer": "tokenizer"}},
+    "datasets": {
+        "qa": {"files": "data.jsonl", "document": {"text": "{prompt} {completion}"}},
+        # What is wrong with other data sets does not matter.
+        "missing": {"files": "missing.jsonl"},
+    },
+    "max_length": [32, 64],
+}
+
+RANK = """
+import json, sys, tokencache
+try:
+    cache = tokencache.load("one", "qa", **json.loads(sys.argv[1]))
+except tokencache.UserError as error:
+    sys.exit(str(error))
+print(len(cache["train"]), sum(map(sum, cache["train"]["input_ids"])))
+"""
+
+TORCHRUN = {
+    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4",
+    "TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "1", "SLURM_JOB_ID": "7",
+    "SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_CPUS_PER_TASK": "1",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fresh") / "experiment"
+    make_tokenizer("bos_eos", folder / "tokenizer")
+    write_rows(folder / "data.jsonl", rows(1000))
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(fresh, tmp_path_factory):
+    """A folder with one cache, and what four ranks said that asked for it at once."""
+    folder = shutil.copytree(fresh, tmp_path_factory.mktemp("built") / "experiment")
+    ranks = [
+        start(folder, build=True, max_length=32, rank=TORCHRUN | {"RANK": str(n)}) for n in range(4)
+    ]
+    return folder, [said(rank) for rank in ranks]
+
+
+@pytest.fixture
+def experiment(fresh, tmp_path):
+    return shutil.copytree(fresh, tmp_path / "experiment")
+
+
+def start(folder, rank=None, where=None, **asked):
+    """A process that asks for a cache, in a process group of its own."""
+    asked = {"max_length": 64, "arguments": ["--cores", "1"], **asked}
+    return subprocess.Popen(
+        [sys.executable, "-c", RANK, json.dumps(asked)], cwd=where or folder,
+        env=environment() | {"PYTHONPATH": str(ROOT / "src")} | (rank or {}),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def said(rank, fails=False):
+    """What a process printed: its result, or what went wrong."""
+    out, err = rank.communicate(timeout=240)
+    assert (rank.returncode != 0) == fails, err
+    assert "Traceback" not in err, err
+    return err if fails else out
+
+
+def builds(folder):
+    """Who ran snakemake, by the log."""
+    logs = [log.read_text() for log in (folder / "logs/load").rglob("*.log")]
+    return [int(pid) for log in logs for pid in re.findall(r"^# process (\d+) on", log, re.M)]
+
+
+def wait_for(folder, pattern, rank):
+    deadline = time.time() + 120
+    while not (found := [*folder.glob(pattern)]):
+        assert rank.poll() is None, rank.communicate()
+        assert time.time() < deadline, f"no {pattern}"
+        time.sleep(0.01)
+    return found
+
+
+def nothing_left(folder):
+    """One cache of the length that was asked for, and nothing beside it."""
+    return len(list((folder / "cache/one/qa").iterdir())) == 1
+
+
+def test_of_four_ranks_one_builds(built):
+    folder, outputs = built
+    assert len(set(outputs)) == 1 and outputs[0].startswith("950 ")
+    assert len(builds(folder)) == 1
+    assert nothing_left(folder)
+
+
+def test_the_workflow_is_told_nothing_of_ranks(built):
+    folder, _ = built
+    [log] = (folder / "logs/load").rglob("*.log")
+    assert "slurm" not in log.read_text().lower()
+
+
+def test_a_cache_that_is_there_is_opened_from_anywhere(built, tmp_path, monkeypatch):
+    folder, _ = built
+    asked = {"model": "one", "dataset": "qa", "max_length": 32}
+    below = folder / "some" / "where"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    train = tokencache.load(**asked, split="train")
+    assert Path.cwd() == below and len(train) == 950
+    monkeypatch.chdir(tmp_path)
+    for config in (folder, folder / "config.yaml", str(folder), [folder / "config.yaml"]):
+        found = tokencache.load(**asked, config=config)
+        assert set(found) == {"train", "validation"}
+        assert found["train"].to_list() == train.to_list()
+    with pytest.raises(UserError, match=r"no config.yaml in .* or above it"):
+        tokencache.load(**asked)
+
+
+def test_later_files_are_laid_over_earlier_ones(built, tmp_path):
+    folder, _ = built
+    asked = {"model": "one", "dataset": "qa", "max_length": 32}
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("max_length: [16]\ncache: other")
+    with pytest.raises(UserError, match="for max_length 32, but for max_length 16"):
+        tokencache.load(**asked, config=[folder, mine])
+    with pytest.raises(UserError, match=f"(?s){folder}/other/one/.*--configfile .*mine.yaml"):
+        tokencache.load("one", "qa", 16, config=[folder, mine])
+    with pytest.raises(UserError, match=f"{folder}/other/one/qa"):
+        tokencache.load("one", "qa", 16, config=[folder / "config.yaml", mine], folder=folder)
+
+
+def test_a_missing_cache_is_answered_with_the_command_that_makes_it(experiment):
+    output = said(start(experiment), fails=True)
+    command = re.search(r"^  (cd .* && snakemake .*)$", output, re.M)[1]
+    assert "build=True" in output and builds(experiment) == []
+    # The data set that is missing is in the way of all, not of this one.
+    config = CONFIG | {"datasets": {"qa": CONFIG["datasets"]["qa"]}}
+    (experiment / "config.yaml").write_text(yaml.safe_dump(config))
+    command = command.replace("snakemake", f"{sys.executable} -m snakemake")
+    subprocess.run(command, shell=True, check=True, env=environment(), capture_output=True)
+    assert said(start(experiment)).startswith("950 ")
+
+
+@pytest.mark.parametrize("asked, answer", [
+    (("ona", "qa", 32), "unknown model 'ona'; did you mean 'one'"),
+    (("one", "qb", 32), "unknown dataset 'qb'; did you mean 'qa'"),
+    (("one", "qa", 33), "for max_length 33, but for max_length 32, 64; add it"),
+])  # fmt: skip
+def test_what_the_configuration_does_not_make_is_named(built, asked, answer):
+    with pytest.raises(UserError, match=answer):
+        tokencache.load(*asked, config=built[0])
+
+
+def test_an_unknown_split_is_named(built):
+    with pytest.raises(UserError, match="unknown split 'test'; known: train, validation"):
+        tokencache.load("one", "qa", 32, config=built[0], split="test")
+
+
+def test_a_damaged_cache_is_not_opened(built, tmp_path):
+    folder = shutil.copytree(built[0], tmp_path / "experiment")
+    data = next((folder / "cache/one/qa").glob("32-*/train/*.arrow"))
+    with open(data, "r+b") as stream:
+        stream.truncate(data.stat().st_size - 1)
+    with pytest.raises(UserError, match=r"arrow is damaged: it has .* delete .* and make it again"):
+        tokencache.load("one", "qa", 32, config=folder)
+    data.unlink()
+    with pytest.raises(UserError, match="arrow is missing"):
+        tokencache.load("one", "qa", 32, config=folder, build=True)
+
+
+def test_a_builder_that_is_killed_is_replaced(experiment):
+    first = start(experiment, build=True)
+    wait_for(experiment, "cache/tokens/*/*/*.arrow", first)
+    os.killpg(first.pid, signal.SIGSTOP)
+    second = start(experiment, build=True)
+    assert f"process {first.pid} on" in second.stderr.readline()
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert said(second).startswith("950 ")
+    assert builds(experiment) == [first.pid, second.pid]
+    assert nothing_left(experiment)
+
+
+def test_a_builder_that_stands_still_is_replaced_and_does_no_harm_when_it_goes_on(experiment):
+    first = start(experiment, build=True)
+    wait_for(experiment, "cache/tokens/*/*/*.arrow", first)
+    os.killpg(first.pid, signal.SIGSTOP)
+    try:
+        second = start(experiment, build=True, dead_after=3)
+        while len(builds(experiment)) < 2 and second.poll() is None:
+            time.sleep(0.1)
+    finally:
+        os.killpg(first.pid, signal.SIGCONT)
+    assert said(second) == said(first)
+    assert builds(experiment) == [first.pid, second.pid]
+    assert nothing_left(experiment)
+
+
+def test_waiting_ends_with_who_builds(experiment):
+    first = start(experiment, build=True)
+    wait_for(experiment, "cache/one/qa/.*.building/holder/*", first)
+    os.killpg(first.pid, signal.SIGSTOP)
+    try:
+        output = said(start(experiment, build=True, timeout=2), fails=True)
+        assert "was not there after 2 seconds" in output
+        assert f"process {first.pid} on " in output and "builds it since 20" in output
+        assert str(experiment / "logs/load/one/qa/64-") in output
+        output = said(start(experiment), fails=True)
+        assert f"process {first.pid} on " in output and "snakemake" in output
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+
+
+def test_a_build_that_fails_fails_for_all(experiment):
+    with open(experiment / "data.jsonl", "a") as stream:
+        stream.write('{"prompt": [1], "completion": "text"}\n')
+    ranks = [start(experiment, build=True) for _ in range(3)]
+    outputs = [said(rank, fails=True) for rank in ranks]
+    assert len(builds(experiment)) == 1
+    for output in outputs:
+        assert "could not be built" in output and "data.jsonl" in output
+        # The log's end says what was wrong.
+        assert "data.jsonl" in output.partition("The end of")[2]
+    # Nobody has to wait for a failure of the past, nor is told of it.
+    write_rows(experiment / "data.jsonl", rows(1000))
+    assert said(start(experiment, build=True)).startswith("950 ")
+
+
+def test_what_is_imported_is_little():
+    script = "import sys, tokencache; print(len(tokencache.__version__), *sys.modules)"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
+                         env=environment() | {"PYTHONPATH": str(ROOT / "src")}).stdout  # fmt: skip
+    assert not {"datasets", "transformers", "pyarrow", "pydantic"} & set(out.split())
+
+
+# The lease alone
+
+
+@pytest.fixture
+def place(tmp_path):
+    return tmp_path / "place"
+
+
+def test_a_lease_is_one_holders(place):
+    first = lease.take(place, {"who": "first"})
+    assert lease.take(place, {"who": "second"}) is None
+    assert lease.Watch(place, 60).look() == {"who": "first"}
+    first.release()
+    assert lease.Watch(place, 60).look() is None
+    second = lease.take(place, {"who": "second"})
+    first.release()  # once more, which takes nothing from the second
+    assert lease.Watch(place, 60).look() == {"who": "second"}
+    second.release()
+
+
+def test_a_lease_holds_while_it_is_renewed_by_the_observers_clock(place):
+    now = 0.0
+    watch = lease.Watch(place, 10, clock=lambda: now)
+    holder = lease.take(place, {})
+    for seconds in (0.0, 9.0, 18.0, 27.0):
+        now = seconds
+        assert watch.look() == {}
+        holder.renew()
+    assert watch.look() == {}
+    now = 36.0
+    assert watch.look() == {}
+    # One that has just come does not know since when the count stands still.
+    late = lease.Watch(place, 10, clock=lambda: now)
+    assert late.look() == {}
+    now = 38.0
+    assert watch.look() is None
+    assert late.look() is None
+
+
+def test_an_old_lease_is_ended_and_never_a_new_one(place):
+    now = 0.0
+    watches = [lease.Watch(place, 10, clock=lambda: now) for _ in range(2)]
+    old = lease.take(place, {"who": "old"})
+    assert [watch.look() for watch in watches] == [{"who": "old"}] * 2
+    now = 11.0
+    assert watches[0].look() is None
+    new = lease.take(place, {"who": "new"})
+    assert watches[1].look() == {"who": "new"}
+    old.renew()
+    old.release()
+    assert watches[1].look() == {"who": "new"}
+    new.release()
+
+
+TAKE = """
+import sys, time
+from pathlib import Path
+from tokencache import lease
+time.sleep(max(0, float(sys.argv[2]) - time.time()))
+print(lease.take(Path(sys.argv[1]), {}) is not None)
+time.sleep(2)
+"""
+
+
+def test_of_many_that_take_a_lease_at_once_one_has_it(place):
+    at = str(time.time() + 3)
+    all_ = [
+        subprocess.Popen([sys.executable, "-c", TAKE, str(place), at], stdout=subprocess.PIPE,
+                         env=environment() | {"PYTHONPATH": str(ROOT / "src")}, text=True)
+        for _ in range(6)
+    ]  # fmt: skip
+    assert sorted(p.communicate()[0].strip() for p in all_) == ["False"] * 5 + ["True"]
