@@ -95,7 +95,7 @@ def base():
     folder = Path(tempfile.mkdtemp(prefix="tokencache-shared-"))
     folder.chmod(0o755)
     yield folder
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
