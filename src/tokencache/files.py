@@ -24,6 +24,7 @@ from .errors import UserError
 
 KEY_DIGITS = 32
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 # What nobody wrote to for so long was left by a job that is dead, wherever it ran.
 ABANDONED_SECONDS = 7 * 86400
@@ -75,8 +76,8 @@ def make_folder(path: Path) -> None:
             path.mkdir()
             if shared:
                 _give_to_group(path, path.parent.stat().st_gid)
-    except PermissionError:
-        raise _not_allowed(path.parent) from None
+    except OSError as error:
+        raise _explained(error, path.parent) from None
 
 
 @contextmanager
@@ -119,14 +120,16 @@ def _temporary(final: Path, shared: bool) -> Path:
     prefix = f".{final.name}.{process_tag()}."
     try:
         made = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=final.parent))
-    except PermissionError:
-        raise _not_allowed(final.parent) from None
+    except OSError as error:
+        raise _explained(error, final.parent) from None
     if shared:  # what is left when this process is killed can be removed by others too
         _give_to_group(made, final.parent.stat().st_gid)
     return made
 
 
-def _not_allowed(folder: Path) -> UserError:
+def _explained(error: OSError, folder: Path) -> Exception:
+    if error.errno not in NOT_ALLOWED:
+        return error
     return UserError(
         f"{folder}: you may not write in this folder; docs/shared-cache.md says how a group "
         "shares a cache"
