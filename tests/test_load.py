@@ -51,6 +51,7 @@ def fresh(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fresh") / "experiment"
     make_tokenizer("bos_eos", folder / "tokenizer")
     write_rows(folder / "data.jsonl", rows(1000))
+    os.utime(folder / "data.jsonl", (0, 0))  # what is new is not remembered
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     return folder
 
@@ -62,7 +63,9 @@ def built(fresh, tmp_path_factory):
     ranks = [
         start(folder, build=True, max_length=32, rank=TORCHRUN | {"RANK": str(n)}) for n in range(4)
     ]
-    return folder, [said(rank) for rank in ranks]
+    outputs = [rank.communicate(timeout=240) for rank in ranks]
+    assert not any(rank.returncode for rank in ranks), outputs
+    return folder, outputs
 
 
 @pytest.fixture
@@ -110,9 +113,12 @@ def nothing_left(folder):
 
 def test_of_four_ranks_one_builds(built):
     folder, outputs = built
-    assert len(set(outputs)) == 1 and outputs[0].startswith("950 ")
+    [result] = {out for out, _ in outputs}
+    assert result.startswith("950 ")
     assert len(builds(folder)) == 1
     assert nothing_left(folder)
+    # One has read the sources, the others found what it wrote down.
+    assert sum("hash qa" in err for _, err in outputs) == 1
 
 
 def test_the_workflow_is_told_nothing_of_ranks(built):

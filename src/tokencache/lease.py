@@ -17,9 +17,10 @@ import json
 import os
 import secrets
 import shutil
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,11 @@ def take(place: Path, about: dict[str, Any]) -> Lease | None:
 
     Raises UserError where nothing can be written.
     """
-    make_folder(place)
     name = f"{process_tag()}-{secrets.token_hex(4)}"
     mine = place / f".{name}"
     text = json.dumps(about).encode() + b"\n"
     try:
-        make_folder(mine)
+        make_folder(mine)  # and the place with it
         with open_as(mine), open(mine / name, "xb") as file:
             file.write(text + _count(0))
             file.flush()
@@ -88,6 +88,39 @@ def take(place: Path, about: dict[str, Any]) -> Lease | None:
             return None
         raise UserError(f"{place}: nobody can be told that this is built: {error}") from None
     return Lease(place, name, len(text))
+
+
+@contextmanager
+def one_first(place: Path, dead_after: float) -> Iterator[None]:
+    """Of the processes that come here at once one goes first, and the others when it is through.
+
+    So they find what it found and wrote down. Where nothing can be written, all go at once.
+    """
+    try:
+        mine = take(place, {})
+    except UserError:
+        yield
+        return
+    if mine is None:
+        watch = Watch(place, dead_after)
+        while watch.look() is not None:
+            time.sleep(0.05)
+        yield
+        return
+    through = threading.Event()
+    heart = threading.Thread(target=_renew_until, args=(mine, through), daemon=True)
+    heart.start()
+    try:
+        yield
+    finally:
+        through.set()
+        heart.join()
+        mine.release()
+
+
+def _renew_until(lease: Lease, through: threading.Event) -> None:
+    while not through.wait(BEAT_SECONDS):
+        lease.renew()
 
 
 def _count(number: int) -> bytes:

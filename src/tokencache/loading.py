@@ -24,7 +24,7 @@ from .config import Combination, Config
 from .errors import UserError
 from .files import read_json
 from .messages import unknown
-from .plan import building_path
+from .plan import PLANNING, building_path
 from .resolve import resolve
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def load(
     """
     files, where = _configuration(config, folder)
     wanted = Combination(model=model, dataset=dataset, max_length=max_length)
-    target = _Target.find(files, where, wanted)
+    target = _Target.find(files, where, wanted, dead_after)
     if not target.is_there():
         if not build:
             raise UserError(target.missing())
@@ -135,12 +135,17 @@ class _Target:
     wanted: Combination
 
     @classmethod
-    def find(cls, files: list[Path], folder: Path, wanted: Combination) -> _Target:
+    def find(
+        cls, files: list[Path], folder: Path, wanted: Combination, dead_after: float
+    ) -> _Target:
         with _working_in(folder):
             settings = configuration.load(configuration.read(files), files)
             _check(settings, wanted, files)
             # Other caches of the configuration, and what is wrong with them, are left alone.
-            plan = resolve(settings.model_copy(update={"build": [wanted]}))
+            settings = settings.model_copy(update={"build": [wanted]})
+            # Sources that the index does not know yet are hashed by one process, not by all.
+            with lease.one_first(PLANNING, dead_after):
+                plan = resolve(settings)
         [name] = plan.caches
         return cls((folder / name).resolve(), name, folder, files, wanted)
 
@@ -187,8 +192,9 @@ class _Target:
             )
         if not os.access(self.folder, os.W_OK):
             raise UserError(
-                f"you may not write in {self.folder}, where snakemake would be run; name a folder "
-                f"of your own with folder=…, or: {self.missing()}"
+                f"you may not write in {self.folder}, where snakemake would be run; copy the "
+                "configuration to a folder of your own, or let its owner make the cache: "
+                f"{self.missing()}"
             )
 
 

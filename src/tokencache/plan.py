@@ -20,6 +20,7 @@ from .files import make_folder, read_json, write_json
 
 WORK = Path(".tokencache")
 PLANS = WORK / "plans"
+PLANNING = WORK / "planning"
 LIBRARIES = ("numpy", "pyarrow", "tokenizers")
 NAME_DIGITS = 12  # of a key in the names of caches and runs, which stand beside few others
 PLANS_KEPT = 20
