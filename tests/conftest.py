@@ -172,3 +172,31 @@ def tokenizer_folder(tmp_path_factory):
         return made[name]
 
     return folder
+
+
+# For tests of training, which import torch: so this file does not.
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads cost such small models more than they give, and may change the last digits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    from training import make_tokenizer
+
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    from training import make_cache
+
+    return make_cache(tmp_path_factory.mktemp("cache"))

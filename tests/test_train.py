@@ -23,7 +23,6 @@ from training import (
     make_cache,
     make_run,
     make_split,
-    make_tokenizer,
     records,
     refused,
     trained,
@@ -37,24 +36,7 @@ from transformers import (
 from tokencache import checkpoints as saved
 from tokencache import models
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads cost such small models more than they give, and may change the last digits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return make_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return make_cache(tmp_path_factory.mktemp("cache"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
