@@ -48,6 +48,7 @@ class _Resolver:
         self.fetches: dict[str, dict[str, Any]] = {}
         self._dataset_shards: dict[str, dict[str, list[str]]] = {}
         self._facts: dict[tuple[str, bool], dict[str, Any]] = {}
+        self._identities: dict[Reference, list[Any]] = {}
 
     def data(self) -> dict[str, Any]:
         caches: dict[str, Any] = {}
@@ -150,7 +151,10 @@ class _Resolver:
         return found
 
     def _identity(self, wanted: Reference) -> list[Any]:
-        return fingerprint.identity(wanted, lambda f: fingerprint.file_digests(f, self.index))
+        if wanted not in self._identities:
+            found = fingerprint.identity(wanted, lambda f: fingerprint.file_digests(f, self.index))
+            self._identities[wanted] = found
+        return self._identities[wanted]
 
     # Tokenizers
 
