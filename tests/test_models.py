@@ -12,7 +12,6 @@ from training import (
     loss_alone,
     make_cache,
     make_run,
-    make_tokenizer,
     records,
     refused,
     trained,
@@ -23,24 +22,7 @@ from tokencache import models
 from tokencache.collate import Collator
 from tokencache.errors import UserError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads cost such small models more than they give, and may change the last digits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return make_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return make_cache(tmp_path_factory.mktemp("cache"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +81,10 @@ def test_weights_that_do_not_fit(cache, tokenizer, tmp_path):
     models.load(run, models.vocabulary(tokenizer)).save_pretrained(weights)
     run = make_run(cache, tokenizer, weights=weights) | {"max_length": 4096}
     assert "more than the 2048 positions" in refused(run, tmp_path / "long")
+
+    run = make_run(cache, tokenizer, weights=weights)
+    (weights / "config.json").write_text((weights / "config.json").read_text() + " ")
+    assert "weights changed while it was read" in refused(run, tmp_path / "changed")
 
     small = tmp_path / "small"
     vocab = models.Vocabulary(50, None, EOS, EOS)

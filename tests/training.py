@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, Features, List, Value
-from transformers import (
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerFast
 
 from tokencache import tokenizers, train
 from tokencache.collate import IGNORED
-from tokencache.config import Training
+from tokencache.config import Reference, Training
 from tokencache.errors import UserError
+from tokencache.files import hash_file
+from tokencache.fingerprint import identity
 
 SIZE = 96  # tokens in the vocabulary
 EOS = 1
@@ -88,10 +88,14 @@ def make_run(cache, tokenizer, weights=None, architecture=None, **training):
         "logging_steps": 4,
         "warmup_ratio": 0.1,
     }
+    planned = None
     if weights is None:
         architecture = {"model_type": "llama", **TINY, **(architecture or {})}
     else:
-        weights = {"path": str(weights), "hub": None, "revision": None}
+        reference = Reference(path=str(weights))
+        if weights.exists():
+            planned = identity(reference, lambda files: [hash_file(file) for file in files])
+        weights = reference.model_dump()
     return {
         "key": "a" * 32,
         "model": "small",
@@ -103,6 +107,7 @@ def make_run(cache, tokenizer, weights=None, architecture=None, **training):
         "chat_template": None,
         "weights": weights,
         "weights_folder": weights and weights["path"],
+        "weights_identity": planned,
         "architecture": architecture,
         "trust_remote_code": False,
         "training": Training(**(defaults | training)).model_dump(),

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_
 from . import tokenizers as own_tokenizers
 from .collate import COUNTS, Collator
 from .errors import UserError
+from .fingerprint import check_identity
 
 # transformers would ask the hub to convert weights that are not safetensors.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
@@ -62,7 +63,8 @@ def load(run: dict[str, Any], vocab: Vocabulary) -> PreTrainedModel:
     """The model of a run of the plan, in float32 on the CPU, ready to train.
 
     Raises UserError, which names the key of config.yaml, for an architecture or
-    weights that can't be used with this vocabulary and max_length.
+    weights that can't be used with this vocabulary and max_length, and for weights
+    that are not those that the plan is for.
     """
     make = _from_scratch if run["weights"] is None else _from_weights
     model = make(run, vocab)
@@ -182,6 +184,8 @@ def _from_weights(run: dict[str, Any], vocab: Vocabulary) -> PreTrainedModel:
             f"{where}: {name} lacks weights of a causal language model: {', '.join(missing[:3])}"
             f"{', …' if len(missing) > 3 else ''}; give weights with a language-model head"
         )
+    if given["path"]:  # a hub's are named by their commit
+        check_identity(given, run["weights_identity"], where)
     _check_embedding(where, name, model, vocab)
     _set_tokens(model, vocab)
     return model

@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,24 +26,20 @@ from .metrics import say
 from .trainer import CacheTrainer
 
 
-def train(
-    run: dict[str, Any], out: Path, checkpoints: Path, check: Callable[[], None] | None = None
-) -> None:
+def train(run: dict[str, Any], out: Path, checkpoints: Path) -> None:
     """Train a run of the plan and publish its folder `out` by one rename.
 
     Goes on at the newest complete checkpoint in the folder `checkpoints`, with the
     same result to the byte as a run that was never stopped; the folder is removed
     after publication, and holds a live metrics.jsonl meanwhile. Raises UserError for
-    a cache that is not the planned one, for a model that can't be made or can't be
-    used with packed rows, and where the loss becomes NaN or infinite.
+    a cache or weights that are not the planned ones, for a model that can't be made or
+    can't be used with packed rows, and where the loss becomes NaN or infinite.
     """
     _quiet()
     splits = _splits(run)
     vocab = models.vocabulary(Path(run["tokenizer"]))
     precision = _precision(run)
     model = models.load(run, vocab)
-    if check is not None:  # that what was loaded is what the plan is for
-        check()
     use_cache = model.config.use_cache if hasattr(model.config, "use_cache") else None
     schedule = _schedule(run["training"], len(splits["train"]))
     arguments = _arguments(run["training"], schedule, precision, checkpoints, len(splits) > 1)
