@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -21,7 +20,7 @@ from . import __version__, metrics, models
 from . import checkpoints as saved
 from .collate import Collator, Split, split
 from .errors import UserError
-from .files import published, read_json
+from .files import published, read_json, write_json
 from .metrics import say
 from .trainer import CacheTrainer
 
@@ -210,7 +209,7 @@ def _write_results(
     metrics.write(folder / "metrics.jsonl", records)
     title = f"{run['model']} on {run['dataset']}, max_length {run['max_length']}"
     metrics.plot(folder / "loss.svg", records, title)
-    _write_json(folder / "run.json", _facts(run, trainer, splits, precision))
+    write_json(folder / "run.json", _facts(run, trainer, splits, precision))
     device = trainer.args.device
     timing = {
         "seconds": round(trainer.seconds, 3),
@@ -219,7 +218,7 @@ def _write_results(
         "threads": torch.get_num_threads(),
         "resumed_from_step": trainer.resumed_from,
     }
-    _write_json(folder / "timing.json", timing)
+    write_json(folder / "timing.json", timing)
 
 
 def _facts(
@@ -254,9 +253,3 @@ def _facts(
         | {name: version(name) for name in ("transformers", "torch")},
     }
     return facts | (trainer.first or {})
-
-
-def _write_json(path: Path, value: Any) -> None:
-    # Not files.write_json: the whole folder is published at once.
-    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
