@@ -1,10 +1,11 @@
 """Batches are masked by length, and rows without a target are left out."""
 
 import numpy as np
+import pytest
 import torch
 from datasets import Dataset, Features, List, Value
 
-from tokencache.collate import COUNTS, IGNORED, Collator, split
+from tokencache.collate import COUNTS, IGNORED, NO_ROW, Collator, split
 
 PAD = 2  # the end-of-text token as well
 
@@ -50,6 +51,14 @@ def test_padding_of_a_packed_row_is_a_document_of_its_own():
     assert "attention_mask" not in batch and batch["use_cache"] is False
     assert batch[COUNTS] == {"tokens": 7, "documents": 4}
     assert batch["input_ids"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_row_that_is_not_there_counts_for_nothing(packed):
+    batch = Collator(PAD, 64, packed)([NO_ROW])
+    assert batch["labels"].tolist() == [[IGNORED] * 8]
+    assert batch[COUNTS] == {"tokens": 0, "documents": 0}
+    assert packed or batch["attention_mask"].sum() == 1
 
 
 def test_rows_without_a_target_are_left_out():

@@ -118,6 +118,13 @@ def test_messages(message, keys):
         refused(message, **keys)
 
 
+def test_processes_share_the_rows_of_a_step():
+    step = {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 2, "nodes": 2}
+    assert made(training=step | {"processes_per_node": 3}).training.nodes == 2
+    message = r"models\.one: 8 processes .* can't share the 12 rows of a step"
+    refused(message, training=step | {"processes_per_node": 4})
+
+
 def test_messages_name_file_and_line(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("models:\n  one:\n    tokenizer: t\n    weigths: x\nmax_length: 3\n")

@@ -13,6 +13,8 @@ import torch
 IGNORED = -100  # the label that torch's cross entropy leaves out
 MULTIPLE = 8  # widths that are multiples of this are fast on tensor cores
 COUNTS = "counts"  # a batch's key that is for the trainer, not for the model
+COLUMNS = ("input_ids", "labels", "position_ids", "seq_lengths")
+NO_ROW = {name: np.zeros(0, np.int64) for name in COLUMNS}
 
 
 class Collator:
@@ -26,6 +28,8 @@ class Collator:
     Unpacked rows get an attention_mask. Packed ones must not have one: transformers
     tells documents apart by position_ids that restart, and only without a mask and
     without a cache. Their padding is one more document at the end of the row.
+
+    NO_ROW stands for a row that is not there: it is all padding, and counts for nothing.
     """
 
     def __init__(self, pad_id: int, max_length: int, packed: bool) -> None:
@@ -33,19 +37,20 @@ class Collator:
 
     def __call__(self, rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
         lengths = [len(row["input_ids"]) for row in rows]
-        longest = max(lengths)
+        longest = max(1, *lengths)
         width = max(longest, min(-(-longest // MULTIPLE) * MULTIPLE, self.max_length))
         batch: dict[str, Any] = {
             "input_ids": _padded([row["input_ids"] for row in rows], width, self.pad_id),
             "labels": _padded([row["labels"] for row in rows], width, IGNORED),
         }
-        documents = len(rows)
+        documents = sum(length > 0 for length in lengths)
         if self.packed:
             positions = [_to_width(row["position_ids"], width) for row in rows]
             batch |= {"position_ids": _padded(positions, width, 0), "use_cache": False}
             documents = sum(len(row["seq_lengths"]) for row in rows)
         else:
-            inside = np.arange(width) < np.array(lengths)[:, None]
+            # A row that attends to nothing has no softmax.
+            inside = np.arange(width) < np.maximum(lengths, 1)[:, None]
             batch["attention_mask"] = torch.from_numpy(inside.astype(np.int64))
         batch[COUNTS] = {"tokens": sum(lengths), "documents": documents}
         return batch

@@ -192,7 +192,11 @@ class TokenizerTraining(Section):
 
 
 class Training(Section):
-    """Names and meanings are those of transformers.TrainingArguments."""
+    """Names and meanings are those of transformers.TrainingArguments, but for these.
+
+    `nodes` times `processes_per_node` processes share the rows of each optimizer step,
+    per_device_train_batch_size times gradient_accumulation_steps.
+    """
 
     num_train_epochs: float = Field(1.0, gt=0)
     max_steps: int = -1
@@ -213,6 +217,8 @@ class Training(Section):
     eval_steps: int | None = Field(None, ge=1)
     save_steps: int = Field(500, ge=1)
     save_total_limit: int = Field(2, ge=1)
+    nodes: int = Field(1, ge=1)
+    processes_per_node: int = Field(1, ge=1)
 
 
 class Model(Section):
@@ -374,6 +380,7 @@ def load(raw: dict[str, Any], files: list[str | Path] = ()) -> Config:
             lines.append(f"{line_of(list(files), location)}{key}: {message}")
         raise UserError("\n".join(lines)) from None
     _check_names(config)
+    _check_processes(config)
     return config
 
 
@@ -385,3 +392,17 @@ def _check_names(config: Config) -> None:
             if dataset not in config.datasets:
                 where = f"tokenizers.{name}.dataset"
                 raise UserError(f"{where}: {unknown(dataset, config.datasets, '', what='dataset')}")
+
+
+def _check_processes(config: Config) -> None:
+    """The processes of each run must be able to share the rows of a step equally."""
+    for name in config.models:
+        training = config.training_of(name)
+        processes = training.nodes * training.processes_per_node
+        rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        if rows % processes:
+            raise UserError(
+                f"training of models.{name}: {processes} processes (nodes × processes_per_node) "
+                f"can't share the {rows} rows of a step (per_device_train_batch_size × "
+                "gradient_accumulation_steps) equally; change one of them"
+            )

@@ -9,6 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from . import ranks
+
 Record = dict[str, Any]
 
 # Random weights predict every token alike, so the first loss is ln(vocabulary).
@@ -16,7 +18,9 @@ FIRST_LOSS_TOLERANCE = 0.1
 
 
 def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    """A line of the log, from one of a run's processes."""
+    if ranks.first():
+        print(line, file=sys.stderr, flush=True)
 
 
 def perplexity(loss: float) -> float | None:

@@ -25,6 +25,10 @@ LIBRARIES = ("numpy", "pyarrow", "tokenizers")
 NAME_DIGITS = 12  # of a key in the names of caches and runs, which stand beside few others
 PLANS_KEPT = 20
 
+# Training settings that say how often to look and where to compute, not what.
+NOT_IN_RUN_KEY = {"logging_steps", "save_steps", "save_total_limit", "per_device_eval_batch_size",
+                  "nodes", "processes_per_node"}  # fmt: skip
+
 
 def tokenizer_path(cache: str, key: str) -> str:
     return f"{cache}/tokenizers/{key}"

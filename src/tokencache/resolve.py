@@ -12,15 +12,12 @@ from .config import Config, Dataset, Reference, TokenizerTraining, reference
 from .errors import UserError
 from .files import key_of
 from .fingerprint import Index, Shard
-from .plan import WORK, Plan, fetched_path, target_path, tokenizer_path
+from .plan import NOT_IN_RUN_KEY, WORK, Plan, fetched_path, target_path, tokenizer_path
 
 # Raise when the same inputs give a cache of other bytes.
 CACHE_VERSION = 1
 # Raise when the same cache, weights and settings train to other weights.
 RUN_VERSION = 1
-
-# Training settings that say how often to look, not what to compute.
-NOT_IN_RUN_KEY = {"logging_steps", "save_steps", "save_total_limit", "per_device_eval_batch_size"}
 
 
 def resolve(config: Config) -> Plan:

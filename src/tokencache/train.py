@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 import transformers
 from transformers import TrainingArguments
 
-from . import __version__, metrics, models
+from . import __version__, collectives, metrics, models, ranks
 from . import checkpoints as saved
 from .collate import Collator, Split, split
 from .errors import UserError
@@ -28,6 +29,9 @@ from .trainer import CacheTrainer
 def train(run: dict[str, Any], out: Path, checkpoints: Path) -> None:
     """Train a run of the plan and publish its folder `out` by one rename.
 
+    Where torchrun started this process, it is one of several that do so together; the
+    first of them writes and publishes.
+
     Goes on at the newest complete checkpoint in the folder `checkpoints`, with the
     same result to the byte as a run that was never stopped; the folder is removed
     after publication, and holds a live metrics.jsonl meanwhile. Raises UserError for
@@ -35,6 +39,11 @@ def train(run: dict[str, Any], out: Path, checkpoints: Path) -> None:
     can't be used with packed rows, and where the loss becomes NaN or infinite.
     """
     _quiet()
+    with collectives.group():
+        _train(run, out, checkpoints)
+
+
+def _train(run: dict[str, Any], out: Path, checkpoints: Path) -> None:
     splits = _splits(run)
     vocab = models.vocabulary(Path(run["tokenizer"]))
     precision = _precision(run)
@@ -48,8 +57,11 @@ def train(run: dict[str, Any], out: Path, checkpoints: Path) -> None:
     if splits["train"].packed:
         worst = models.check_packing(model, run, collator)
         say(f"packed rows: documents are kept apart (logits differ by {worst:.0e} of their spread)")
-    with saved.claimed(checkpoints):
-        trainer.run_from(saved.newest(checkpoints, run["key"]))
+    with saved.claimed(checkpoints) if ranks.first() else nullcontext():
+        newest = saved.newest(checkpoints, run["key"]) if ranks.first() else None
+        trainer.run_from(collectives.from_first(newest))
+    if not ranks.first():
+        return
     if use_cache is not None:
         model.config.use_cache = use_cache  # the trainer turns it off
     with saved.disk_full_said(out), published(out, folder=True) as folder:
@@ -123,24 +135,42 @@ def _schedule(training: dict[str, Any], rows: int) -> Schedule:
     return Schedule(in_epoch, math.ceil(training["num_train_epochs"] * in_epoch))
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one rank takes of an optimizer step: so many rows at once, so many times."""
+
+    rows: int
+    times: int
+
+
+def share(training: dict[str, Any], processes: int) -> Share:
+    """Ranks share the rows of a step, so that a step is the same however many they are."""
+    size = training["per_device_train_batch_size"]
+    rows = size * training["gradient_accumulation_steps"] // processes
+    at_once = max(n for n in range(1, size + 1) if rows % n == 0)
+    return Share(at_once, rows // at_once)
+
+
 SAME_NAME = (
-    "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
-    "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "weight_decay",
-    "max_grad_norm", "seed", "logging_steps", "save_steps",
+    "num_train_epochs", "max_steps", "per_device_eval_batch_size", "learning_rate",
+    "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed", "logging_steps", "save_steps",
 )  # fmt: skip
 
 
 def _arguments(
     training: dict[str, Any], schedule: Schedule, precision: str, folder: Path, validate: bool
 ) -> TrainingArguments:
-    cuda = torch.cuda.is_available()
+    cuda, part = torch.cuda.is_available(), share(training, ranks.count())
     arguments = TrainingArguments(
         output_dir=str(folder),
         **{name: training[name] for name in SAME_NAME},
+        per_device_train_batch_size=part.rows,
+        gradient_accumulation_steps=part.times,
         data_seed=training["seed"],
         # A ratio of 1.0 would be read as one step.
         warmup_steps=math.ceil(training["warmup_ratio"] * schedule.total),
-        use_cpu=not cuda and precision == "bfloat16",  # or it asks for a GPU
+        # Or it asks for a GPU.
+        use_cpu=not cuda and (precision == "bfloat16" or ranks.count() > 1),
         bf16=precision == "bfloat16",
         fp16=precision == "float16",
         activation_checkpointing=training["gradient_checkpointing"],
@@ -178,6 +208,13 @@ def _say_start(
         f"device {name}, {precision}, attention {model.config._attn_implementation}, "
         f"{torch.get_num_threads()} threads, {model.num_parameters():,} parameters"
     )
+    if ranks.count() > 1:
+        at_once = trainer.args.per_device_train_batch_size
+        rows = at_once * trainer.args.gradient_accumulation_steps
+        machines = ranks.count() // ranks.local()[1]
+        on = f"{machines} nodes" if machines > 1 else "1 node"
+        say(f"{ranks.count()} processes on {on}: of a step's {rows * ranks.count():,} rows each "
+            f"takes {rows:,}, {at_once:,} at once")  # fmt: skip
     for split_name, part in splits.items():
         kind = "packed rows" if part.packed else "rows"
         without = f"; {part.left_out:,} more without a target" if part.left_out else ""
@@ -216,6 +253,7 @@ def _write_results(
         "tokens_per_second": round(trainer.counts["tokens"] / max(trainer.seconds, 1e-9), 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
+        "processes": ranks.count(),
         "resumed_from_step": trainer.resumed_from,
     }
     write_json(folder / "timing.json", timing)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +13,14 @@ from typing import Any
 
 import torch
 import transformers
+from datasets import Dataset
 from torch.nn import functional
+from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from . import checkpoints as saved
-from . import metrics
-from .collate import COUNTS, IGNORED, Collator, Split
+from . import collectives, metrics, ranks
+from .collate import COUNTS, IGNORED, NO_ROW, Collator, Split
 from .errors import UserError
 from .metrics import say
 
@@ -68,6 +72,37 @@ def _loss_of_tokens(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any)
     return _token_losses(outputs["logits"], labels).sum() / num_items_in_batch
 
 
+class Rows:
+    """The rows of a data set, and after its end NO_ROW as often as it is asked for."""
+
+    def __init__(self, rows: Dataset) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
+        there = [place for place in places if place < len(self)]
+        return self._rows.__getitems__(there) + [NO_ROW] * (len(places) - len(there))
+
+
+class Filled(Sampler):
+    """The places of another sampler, and some after the end to make up a multiple."""
+
+    def __init__(self, sampler: Sampler, multiple: int) -> None:
+        self._sampler, self._multiple = sampler, multiple
+
+    def __len__(self) -> int:
+        return -(-len(self._sampler) // self._multiple) * self._multiple
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self._sampler
+        yield from range(len(self._sampler), len(self))
+
+    def set_epoch(self, epoch: int) -> None:
+        self._sampler.set_epoch(epoch)
+
+
 class LogWithCheckpoints(TrainerCallback):
     """Log at each checkpoint and at the end: a resumed run has the same records."""
 
@@ -88,7 +123,8 @@ class CacheTrainer(Trainer):
         collator: Collator,
     ) -> None:
         self.planned, self.splits = run, splits
-        self.counts = {"tokens": 0, "documents": 0}
+        self.counts = {"tokens": 0, "documents": 0}  # of all ranks, as of the last record
+        self._own_counts = Counter(self.counts)  # of this one, since then
         self.seconds_before = 0.0  # trained before this process, up to the checkpoint
         self.resumed_from: int | None = None
         self.first: dict[str, Any] | None = None
@@ -98,7 +134,7 @@ class CacheTrainer(Trainer):
             model,
             arguments,
             data_collator=collator,
-            train_dataset=splits["train"].rows,
+            train_dataset=Rows(splits["train"].rows),
             eval_dataset=splits["validation"].rows if "validation" in splits else None,
             callbacks=[LogWithCheckpoints()],
         )
@@ -140,9 +176,20 @@ class CacheTrainer(Trainer):
 
     # Training
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of this rank. A step has the rows that it has on one process.
+
+        Left alone, the loader would fill the last step of an epoch up with rows from
+        the epoch's beginning, so that ranks have equally many.
+        """
+        loader = super().get_train_dataloader()
+        if ranks.count() > 1:
+            multiple = self.args.per_device_train_batch_size * ranks.count()
+            loader.set_sampler(Filled(loader.get_sampler(), multiple))
+        return loader
+
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
-        for name, count in inputs.pop(COUNTS).items():
-            self.counts[name] += count
+        self._own_counts.update(inputs.pop(COUNTS))
         return super().training_step(model, inputs, *rest, **more)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -152,7 +199,7 @@ class CacheTrainer(Trainer):
             total = torch.zeros((), dtype=torch.float64)
             self.model.eval()
             with torch.no_grad():
-                for start in range(0, len(rows), size):
+                for start in range(ranks.rank() * size, len(rows), ranks.count() * size):
                     batch = self.data_collator(
                         rows.__getitems__(list(range(start, min(len(rows), start + size))))
                     )
@@ -162,7 +209,8 @@ class CacheTrainer(Trainer):
                     losses = _token_losses(self.model(**batch).logits, labels)
                     total += losses.double().sum().cpu()
             self.model.train()
-        found = total.item() / self.splits["validation"].targets
+            total = collectives.summed({"loss": total.item()})["loss"]
+        found = total / self.splits["validation"].targets
         self.log({"validation_loss": found, "validation_perplexity": metrics.perplexity(found)
                   if math.isfinite(found) else None})  # fmt: skip
         result = {"eval_loss": found}
@@ -185,8 +233,9 @@ class CacheTrainer(Trainer):
         else:
             return  # the summary at the end, which run.json has
         self.state.log_history.append(record)
-        with open(self._live, "a", encoding="utf-8") as stream:
-            stream.write(metrics.dumps(record))
+        if ranks.first():
+            with open(self._live, "a", encoding="utf-8") as stream:
+                stream.write(metrics.dumps(record))
         left = self._clock.left(self.state.global_step, self.state.max_steps)
         say(metrics.line(record, self.state.max_steps, left))
         if self.first is None:
@@ -194,6 +243,9 @@ class CacheTrainer(Trainer):
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, record)
 
     def _training_record(self, logs: dict[str, Any]) -> dict[str, Any]:
+        for name, count in collectives.summed(self._own_counts).items():
+            self.counts[name] += int(count)
+            self._own_counts[name] = 0
         rate = self._clock.rate(self.counts["tokens"])
         norm = logs["grad_norm"]
         return {
@@ -229,15 +281,36 @@ class CacheTrainer(Trainer):
         return Path(self.args.output_dir, "metrics.jsonl")
 
     def _write_live(self, records: list[dict[str, Any]]) -> None:
-        self._live.parent.mkdir(parents=True, exist_ok=True)
-        metrics.write(self._live, records)
+        if ranks.first():
+            self._live.parent.mkdir(parents=True, exist_ok=True)
+            metrics.write(self._live, records)
+
+    def store_flos(self) -> None:
+        """Nothing: nobody asks for them, and ranks would wait for each other here."""
 
     # Checkpoints
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._run_folder or super()._get_output_dir(trial)
 
+    def _random_states(self) -> dict[str, bytes]:
+        """By file name, the states of all ranks' random numbers."""
+        with tempfile.TemporaryDirectory() as folder:
+            super()._save_rng_state(folder)
+            own = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+        return {
+            name: state for states in collectives.gathered(own) for name, state in states.items()
+        }
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        # Not each rank its own: a machine may see late what another one put into a folder.
+        for name, state in self._random_states().items():
+            Path(output_dir, name).write_bytes(state)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if not ranks.first():
+            self._random_states()
+            return
         with self._clock.paused():
             about = {"key": self.planned["key"], "counts": self.counts, "seconds": self.seconds}
             with saved.saving(self.args.output_dir, self.state.global_step, about) as folder:

@@ -11,7 +11,7 @@ from typing import Any
 from tabulate import tabulate
 
 from . import inventory
-from .plan import Plan
+from .plan import NOT_IN_RUN_KEY, Plan
 
 ROWS = 40  # of a table that a person reads; more and the fresh ones are only counted
 FRESH = "fresh"
@@ -92,7 +92,11 @@ def _cache_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def _run_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     before = old["made_of"]
     found = [] if before["cache"] == new["cache_key"] else ["its cache"]
-    found += _differences(before["training"], new["training"], "")
+    decisive = [
+        {k: v for k, v in run["training"].items() if k not in NOT_IN_RUN_KEY}
+        for run in (before, new)
+    ]
+    found += _differences(*decisive, "")
     return found + [name for name in ("weights", "architecture") if before[name] != new[name]]
 
 
