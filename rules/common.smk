@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 from functools import cache
 from pathlib import Path
@@ -172,10 +173,42 @@ def cache_inputs(wildcards):
 
 
 def run_inputs(wildcards):
-    path = f"{plan.results}/{wildcards.run}"
-    run = planned(plan.runs, path)
+    path, run = f"{plan.results}/{wildcards.run}", planned_run(wildcards)
     fetched = [run["weights_folder"]] if run["weights_folder"] in plan.fetches else []
     return unless_there(path, [run["tokenizer"], run["cache"], *fetched, *image_inputs("train")])
+
+
+def planned_run(wildcards):
+    return planned(plan.runs, f"{plan.results}/{wildcards.run}")
+
+
+def train_nodes(wildcards):
+    """How many nodes, if several: nothing is said to SLURM of one."""
+    nodes = planned_run(wildcards)["training"]["nodes"]
+    return nodes if nodes > 1 else None
+
+
+def train_mpi(wildcards):
+    """The job itself starts its processes on its nodes, by what this says."""
+    return train_nodes(wildcards) and "srun"
+
+
+def train_tasks_per_gpu(wildcards):
+    """None is asked for: `tasks` counts nodes."""
+    return train_nodes(wildcards) and 0
+
+
+def train_image(wildcards):
+    """Not for several nodes, each of which starts its own container: see train_within."""
+    return None if train_nodes(wildcards) else image("train")
+
+
+def train_within(wildcards):
+    if not containers or not train_nodes(wildcards):
+        return ""
+    given = workflow.deployment_settings.apptainer_args
+    command = f"apptainer exec --home {shlex.quote(os.getcwd())} {given} {image('train')}"
+    return f"--within {shlex.quote(command)}"
 
 
 def one_of(names):

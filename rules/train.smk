@@ -11,12 +11,19 @@ rule train:
     wildcard_constraints:
         run=f"{one_of(settings.models)}/.+/[0-9]+-[0-9a-f]+",
     container:
-        image("train")
+        train_image
     threads: of(train_needs, "threads")
     resources:
         mem_mb=of(train_needs, "mem_mb"),
         runtime=of(train_needs, "minutes"),
+        # For a run on several nodes; with mpi, SLURM starts this job once, not once a node.
+        nodes=train_nodes,
+        tasks=train_nodes,
+        mpi=train_mpi,
+        tasks_per_gpu=train_tasks_per_gpu,
     params:
         plan=plan.path,
+        within=train_within,
     shell:
-        "tokencache train --plan {params.plan} --threads {threads} {output:q} 2>&1 | tee {log}"
+        "tokencache train --plan {params.plan} --threads {threads} {params.within} {output:q} 2>&1"
+        " | tee {log}"

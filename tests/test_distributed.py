@@ -1,14 +1,19 @@
 """One run on several processes and nodes: the result of one process, whole or not there."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 import torch
+from conftest import make_tokenizer
 from safetensors.torch import load_file
 from training import SOURCES, make_cache, make_run, records, trained
+from workflow import TINY, Workflow, kill, rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,3 +71,93 @@ def test_two_processes_are_as_good_as_one(packed, settings, tokenizer, tmp_path)
     log = torchrun(run, tmp_path / "two", 2)
     assert "2 processes on 1 node" in log and log.count("documents are kept apart") == packed
     assert_nearly_equal(tmp_path / "two" / "out", alone)
+
+
+CONFIG = {
+    "models": {"one": {"tokenizer": "tokenizer", "architecture": TINY}},
+    "datasets": {"qa": {"files": "data.jsonl", "document": {"text": "{prompt} {completion}"}}},
+    "max_length": [32],
+    "training": {
+        "max_steps": 150,
+        "per_device_train_batch_size": 4,
+        "save_steps": 20,
+        "processes_per_node": 2,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A workflow with its caches, and nothing trained."""
+    folder = tmp_path_factory.mktemp("packed") / "w"
+    make_tokenizer("bos_eos", folder / "tokenizer")
+    workflow = Workflow.new(folder, CONFIG, {"data.jsonl": rows(300)})
+    workflow.run("caches")
+    return workflow
+
+
+@pytest.fixture
+def workflow(packed, tmp_path):
+    return packed.copy(tmp_path / "w")
+
+
+def configure(workflow, **training):
+    workflow.configure(CONFIG | {"training": CONFIG["training"] | training})
+
+
+def only(folder, pattern):
+    """The one path that fits, waited for."""
+    deadline = time.time() + 120
+    while not (found := list(folder.glob(pattern))):
+        assert time.time() < deadline, f"no {pattern}"
+        time.sleep(0.01)
+    return found[0]
+
+
+def ranks_of(folder):
+    """The training processes of a workflow's folder, by rank."""
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            environment = process.environ()
+            if process.cwd() == str(folder) and "TORCHELASTIC_RUN_ID" in environment:
+                found[int(environment["RANK"])] = process
+    return found
+
+
+def test_a_rank_that_is_killed_ends_the_run_which_then_goes_on(workflow, tmp_path):
+    undisturbed = workflow.copy(tmp_path / "undisturbed")
+    assert "2 processes on 1 node: of a step's 4 rows each takes 2" in undisturbed.run()
+    process = workflow.start()
+    only(workflow.folder, "results/one/qa/.*.checkpoints/checkpoint-*")
+    ranks_of(workflow.folder)[1].kill()
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode != 0
+    assert "rank 1 was killed by SIGKILL" in said and "Traceback" not in said
+    assert not ranks_of(workflow.folder) and not workflow.targets("results")
+    assert "goes on from the checkpoint at step" in workflow.run()
+    assert workflow.results() == undisturbed.results()
+    # The number of processes is no part of the result.
+    configure(workflow, processes_per_node=1, save_steps=500)
+    assert "1 cache and 1 run: all fresh" in workflow.run("-n")
+
+
+def test_ranks_end_with_the_process_that_started_them(workflow):
+    process = workflow.start()
+    only(workflow.folder, "results/one/qa/.*.checkpoints/checkpoint-*")
+    kill(process)
+    psutil.wait_procs(ranks_of(workflow.folder).values(), timeout=10)
+    assert not ranks_of(workflow.folder) and not workflow.targets("results")
+
+
+def test_what_stops_every_rank_is_said_once(workflow):
+    configure(workflow, learning_rate=1e30, max_grad_norm=0)
+    workflow.run(fails=True)
+    log = only(workflow.folder, "logs/train/one/qa/*.log").read_text()
+    assert log.count("loss is nan") == 1 and "Traceback" not in log
+    assert "rank 0 ended with status 1" in log
+
+
+def test_several_nodes_need_slurm(workflow):
+    configure(workflow, nodes=2, processes_per_node=1)
+    assert "training.nodes: 2 nodes need a job of SLURM" in workflow.run(fails=True)

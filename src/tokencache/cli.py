@@ -7,9 +7,10 @@ import os
 import sys
 from pathlib import Path
 
-from . import __version__, slurm
+from . import __version__, launch, ranks, slurm
 from .errors import UserError
 from .files import DISK_FULL
+from .plan import Plan
 
 STAGES = {
     "fetch": ("FOLDER", "load a hub data set into cache/sources"),
@@ -30,18 +31,38 @@ def parser() -> argparse.ArgumentParser:
         stage.add_argument("--plan", required=True, help="the plan file that snakemake wrote")
         stage.add_argument("--threads", type=int, default=0, help="0: as many as the machine has")
         stage.add_argument("target", metavar=target, help="as the plan names it")
+        if name == "train":
+            _add_launch_words(stage)
     summary = commands.add_parser("summary", help="a table of what a plan's targets came to")
     summary.add_argument("--plan", help="default: the newest plan")
     return top
 
 
+def _add_launch_words(stage: argparse.ArgumentParser) -> None:
+    text = "on several nodes: what each runs this in, such as 'apptainer exec IMAGE'"
+    stage.add_argument("--within", metavar="COMMAND", default="", help=text)
+    stage.add_argument("--rendezvous", help=argparse.SUPPRESS)  # from launch to itself
+
+
 def run(arguments: argparse.Namespace) -> None:
     if arguments.command == "summary":
         from . import summary
-        from .plan import Plan
 
         print(summary.table(Plan.read(arguments.plan) if arguments.plan else Plan.newest()))
         return
+    plan = Plan.read(arguments.plan)
+    # Of several processes, the one that starts the others speaks and looks for all.
+    if not ranks.launched() and getattr(arguments, "rendezvous", None) is None:
+        # The summary finds this in the job's log.
+        print(f"tokencache {__version__} on {slurm.nodes()}", file=sys.stderr)
+        if arguments.command != "tokenize" and Path(arguments.target).exists():
+            print(f"{arguments.target} is there: another process made it", file=sys.stderr)
+            return
+    if arguments.command == "train" and (call := _several(plan, arguments)):
+        launch.start(call)
+        return
+    if ranks.launched():
+        ranks.end_with_parent()
     if arguments.threads:
         # Read by the libraries when they are loaded, so it comes before any import of them.
         for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS"):
@@ -50,11 +71,8 @@ def run(arguments: argparse.Namespace) -> None:
     # slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from . import jobs
-    from .plan import Plan
 
-    plan = Plan.read(arguments.plan)
-    # The summary finds this in the job's log.
-    print(f"tokencache {__version__} on {slurm.node()}", file=sys.stderr)
+from . import __version__, launch, ranks, slurm
     stage = {
         "fetch": jobs.fetch_from_hub,
         "materialize-tokenizer": jobs.materialize_tokenizer,
@@ -63,9 +81,6 @@ def run(arguments: argparse.Namespace) -> None:
         "pack": jobs.pack_cache,
         "train": jobs.train_run,
     }[arguments.command]
-    if arguments.command != "tokenize" and Path(arguments.target).exists():
-        print(f"{arguments.target} is there: another process made it", file=sys.stderr)
-        return
     try:
         stage(plan, arguments.target)
     except KeyError as error:
@@ -74,11 +89,25 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.plan} has no {arguments.target!r}") from None
 
 
+def _several(plan: Plan, arguments: argparse.Namespace) -> launch.Call | None:
+    """How to start a run of several processes, where this is not one of them."""
+    run = plan.runs.get(arguments.target)
+    if run is None or ranks.launched():
+        return None
+    nodes, processes = run["training"]["nodes"], run["training"]["processes_per_node"]
+    if nodes * processes == 1:
+        return None
+    return launch.Call(
+        arguments.plan, arguments.target, arguments.threads, arguments.within,
+        arguments.rendezvous, nodes, processes,
+    )  # fmt: skip
+
+
 def main(argv: list[str] | None = None) -> int:
     try:
         run(parser().parse_args(argv))
     except UserError as error:
-        print(f"tokencache: {error}", file=sys.stderr)
+        print(f"tokencache: {ranks.in_turn(str(error))}", file=sys.stderr)
         return 1
     except OSError as error:
         if error.errno not in DISK_FULL:

@@ -74,14 +74,14 @@ def packing(plan: Plan, path: str) -> Needs:
 
 @cache
 def training(plan: Plan, path: str) -> Needs:
-    """Of a run, on CPUs: a GPU needs less time and no more memory of its machine."""
+    """Of a run on each of its nodes, on CPUs: a GPU needs less time and no more memory."""
     run = plan.runs[path]
     target = plan.caches[run["cache"]]
     vocabulary = plan.tokenizers[run["tokenizer"]]["facts"]["vocab_size"]
     hidden, layers, parameters = _model(run, vocabulary)
     settings = run["training"]
     # A small model trains faster on one thread than on several that wait for each other.
-    threads = 1 if hidden <= SMALL_HIDDEN else 8
+    threads, processes = 1 if hidden <= SMALL_HIDDEN else 8, settings["processes_per_node"]
     in_a_batch = settings["per_device_train_batch_size"] * target["max_length"]
     in_a_step = in_a_batch * settings["gradient_accumulation_steps"]
     activations = in_a_batch * 4 * (layers * 32 * hidden + 4 * vocabulary)
@@ -92,7 +92,9 @@ def training(plan: Plan, path: str) -> Needs:
         # A token stands for two bytes of text or more.
         tokens = settings["num_train_epochs"] * _set_mb(plan, target) * MB / 2
     flops = 6 * tokens * (parameters + vocabulary * hidden)
-    return _needs(threads, memory, flops / (FLOPS_A_THREAD * threads) / 60)
+    # The batch of a step is shared out among the processes, so more are no slower.
+    minutes = flops / (FLOPS_A_THREAD * threads) / 60
+    return _needs(threads * processes, memory * processes, minutes)
 
 
 def _needs(threads: int, more_mb: float, more_minutes: float) -> Needs:

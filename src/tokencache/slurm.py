@@ -13,9 +13,9 @@ from .errors import UserError
 DOCS = "see docs/cluster.md"
 
 
-def node() -> str:
-    """The node that this process runs on, as SLURM calls it, or the machine."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+def nodes() -> str:
+    """The nodes of the job that this process is of, as SLURM writes them, or this machine."""
+    return os.environ.get("SLURM_JOB_NODELIST") or socket.gethostname()
 
 
 def status_command(seconds: int) -> str:

@@ -76,7 +76,7 @@ def _nodes(plan: Plan) -> str:
     for stage, target in _jobs(plan):
         if node := _node(LOGS / stage / f"{target}.log"):
             found.setdefault((node, stage), []).append(str(target))
-    if {node for node, _ in found} <= {slurm.node()}:
+    if {node for node, _ in found} <= {slurm.nodes()}:
         return ""
     rows = [(node, stage, job) for (node, stage), jobs in sorted(found.items()) for job in jobs]
     return f"\n{tabulate(rows, headers=['node', 'stage', 'job'])}\n"
