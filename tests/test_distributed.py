@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import torch
 from conftest import make_tokenizer
 from safetensors.torch import load_file
 from training import SOURCES, make_cache, make_run, records, trained
-from workflow import TINY, Workflow, kill, rows
+from workflow import ROOT, TINY, Workflow, kill, rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -96,13 +97,44 @@ def packed(tmp_path_factory):
     return workflow
 
 
+@pytest.fixture(scope="module")
+def undisturbed(packed, tmp_path_factory):
+    """What two processes of this machine make of it."""
+    workflow = packed.copy(tmp_path_factory.mktemp("undisturbed") / "w")
+    assert "2 processes on 1 node: of a step's 4 rows each takes 2" in workflow.run()
+    return workflow.results()
+
+
 @pytest.fixture
 def workflow(packed, tmp_path):
     return packed.copy(tmp_path / "w")
 
 
+@pytest.fixture(scope="session")
+def cluster():
+    """The SLURM cluster of tests/cluster, with the nodes n1 and n2, on this machine."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can start a SLURM cluster")
+    if shutil.which("sinfo") and subprocess.run(["sinfo"], capture_output=True).returncode == 0:
+        return  # it runs, with accounting or without
+    for script in ("install-slurm.sh", "start.sh"):
+        done = subprocess.run([ROOT / "tests/cluster" / script], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+SLURM = (
+    "--executor", "slurm", "--jobs", "4", "--slurm-no-account", "--latency-wait", "10",
+    "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1",
+    "--seconds-between-status-checks", "1",
+    "--default-resources", "slurm_partition=cpu", "mem_mb=1500", "runtime=10", "--",
+)  # fmt: skip
+
+
 def configure(workflow, **training):
     workflow.configure(CONFIG | {"training": CONFIG["training"] | training})
+
+
+CHECKPOINT = "results/one/qa/.*.checkpoints/checkpoint-*"
 
 
 def only(folder, pattern):
@@ -125,18 +157,16 @@ def ranks_of(folder):
     return found
 
 
-def test_a_rank_that_is_killed_ends_the_run_which_then_goes_on(workflow, tmp_path):
-    undisturbed = workflow.copy(tmp_path / "undisturbed")
-    assert "2 processes on 1 node: of a step's 4 rows each takes 2" in undisturbed.run()
+def test_a_rank_that_is_killed_ends_the_run_which_then_goes_on(workflow, undisturbed):
     process = workflow.start()
-    only(workflow.folder, "results/one/qa/.*.checkpoints/checkpoint-*")
+    only(workflow.folder, CHECKPOINT)
     ranks_of(workflow.folder)[1].kill()
     said = process.communicate(timeout=60)[0]
     assert process.returncode != 0
     assert "rank 1 was killed by SIGKILL" in said and "Traceback" not in said
     assert not ranks_of(workflow.folder) and not workflow.targets("results")
     assert "goes on from the checkpoint at step" in workflow.run()
-    assert workflow.results() == undisturbed.results()
+    assert workflow.results() == undisturbed
     # The number of processes is no part of the result.
     configure(workflow, processes_per_node=1, save_steps=500)
     assert "1 cache and 1 run: all fresh" in workflow.run("-n")
@@ -144,7 +174,7 @@ def test_a_rank_that_is_killed_ends_the_run_which_then_goes_on(workflow, tmp_pat
 
 def test_ranks_end_with_the_process_that_started_them(workflow):
     process = workflow.start()
-    only(workflow.folder, "results/one/qa/.*.checkpoints/checkpoint-*")
+    only(workflow.folder, CHECKPOINT)
     kill(process)
     psutil.wait_procs(ranks_of(workflow.folder).values(), timeout=10)
     assert not ranks_of(workflow.folder) and not workflow.targets("results")
@@ -161,3 +191,23 @@ def test_what_stops_every_rank_is_said_once(workflow):
 def test_several_nodes_need_slurm(workflow):
     configure(workflow, nodes=2, processes_per_node=1)
     assert "training.nodes: 2 nodes need a job of SLURM" in workflow.run(fails=True)
+
+
+@pytest.mark.xdist_group("cluster")
+def test_two_nodes_of_slurm_of_which_one_fails(workflow, undisturbed, cluster):
+    configure(workflow, nodes=2, processes_per_node=1)
+    process = workflow.start(*SLURM, "all")
+    only(workflow.folder, CHECKPOINT)
+    ranks = ranks_of(workflow.folder)
+    nodes = [ranks[number].environ()["SLURMD_NODENAME"] for number in (0, 1)]
+    assert set(nodes) == {"n1", "n2"}
+    ranks[1].kill()
+    process.communicate(timeout=180)
+    assert process.returncode != 0 and not workflow.targets("results")
+    log = only(workflow.folder, "logs/train/one/qa/*.log")
+    assert f"rank 1 was killed by SIGKILL on {nodes[1]}" in log.read_text()
+    assert not ranks_of(workflow.folder)
+    workflow.run(*SLURM, "all")
+    assert "2 processes on 2 nodes" in log.read_text()
+    assert "goes on from the checkpoint at step" in log.read_text()
+    assert workflow.results() == undisturbed

@@ -23,6 +23,7 @@ from .collate import Collator, Split, split
 from .errors import UserError
 from .files import published, read_json, write_json
 from .metrics import say
+from .plan import NOT_IN_RUN_KEY
 from .trainer import CacheTrainer
 
 
@@ -271,7 +272,7 @@ def _facts(
         "cache": run["cache_key"],
         "weights": run["weights"],
         "architecture": run["architecture"],
-        "training": run["training"],
+        "training": {k: v for k, v in run["training"].items() if k not in NOT_IN_RUN_KEY},
     }
     facts |= {
         "steps": trainer.state.global_step,

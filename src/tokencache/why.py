@@ -92,11 +92,8 @@ def _cache_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def _run_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     before = old["made_of"]
     found = [] if before["cache"] == new["cache_key"] else ["its cache"]
-    decisive = [
-        {k: v for k, v in run["training"].items() if k not in NOT_IN_RUN_KEY}
-        for run in (before, new)
-    ]
-    found += _differences(*decisive, "")
+    decisive = {k: v for k, v in new["training"].items() if k not in NOT_IN_RUN_KEY}
+    found += _differences(before["training"], decisive, "")
     return found + [name for name in ("weights", "architecture") if before[name] != new[name]]
 
 
