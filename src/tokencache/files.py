@@ -66,7 +66,7 @@ def open_as(folder: Path) -> Iterator[bool]:
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, each as open to the group as the one that it lies in.
 
-    Raises UserError where that is not allowed.
+    Raises UserError where that is not allowed, and on a full disk.
     """
     if path.is_dir():
         return
@@ -106,11 +106,7 @@ def published(final: str | Path, folder: bool = False) -> Iterator[Path]:
             _sync(final.parent)
         except OSError as error:
             if error.errno in DISK_FULL:
-                raise UserError(
-                    f"{final}: the disk is full; nothing was left half-written. Free some space "
-                    "(`snakemake --delete-all-output` clears what the present config made), run "
-                    "again"
-                ) from None
+                raise _explained(error, final) from None
             raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -127,13 +123,19 @@ def _temporary(final: Path, shared: bool) -> Path:
     return made
 
 
-def _explained(error: OSError, folder: Path) -> Exception:
-    if error.errno not in NOT_ALLOWED:
-        return error
-    return UserError(
-        f"{folder}: you may not write in this folder; docs/shared-cache.md says how a group "
-        "shares a cache"
-    )
+def _explained(error: OSError, path: Path) -> Exception:
+    """What a user can mend as a UserError."""
+    if error.errno in DISK_FULL:
+        return UserError(
+            f"{path}: the disk is full; nothing was left half-written. Free some space "
+            "(`snakemake --delete-all-output` clears what the present config made), run again"
+        )
+    if error.errno in NOT_ALLOWED:
+        return UserError(
+            f"{path}: you may not write in this folder; docs/shared-cache.md says how a group "
+            "shares a cache"
+        )
+    return error
 
 
 def process_tag() -> str:
