@@ -72,7 +72,6 @@ def run(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from . import jobs
 
-from . import __version__, launch, ranks, slurm
     stage = {
         "fetch": jobs.fetch_from_hub,
         "materialize-tokenizer": jobs.materialize_tokenizer,

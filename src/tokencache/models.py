@@ -184,8 +184,7 @@ def _from_weights(run: dict[str, Any], vocab: Vocabulary) -> PreTrainedModel:
             f"{where}: {name} lacks weights of a causal language model: {', '.join(missing[:3])}"
             f"{', …' if len(missing) > 3 else ''}; give weights with a language-model head"
         )
-    if given["path"]:  # a hub's are named by their commit
-        check_identity(given, run["weights_identity"], where)
+    check_identity(run["weights"], run["weights_identity"], where)
     _check_embedding(where, name, model, vocab)
     _set_tokens(model, vocab)
     return model
