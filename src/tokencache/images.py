@@ -30,7 +30,8 @@ DOCS = "see docs/containers.md"
 PASSED = re.compile(r"(HF|TRANSFORMERS|TOKENIZERS|OMP|RAYON|CUDA|NCCL|GLOO|MASTER|SLURMD?)_")
 # A job sees nothing of the machine but what it is shown, and no network; a user's own
 # settings of these names win.
-ISOLATION = {"APPTAINER_CONTAINALL": "1", "APPTAINER_NET": "1", "APPTAINER_NETWORK": "none"}
+NO_NETWORK = {"APPTAINER_NET": "1", "APPTAINER_NETWORK": "none"}
+ISOLATION = {"APPTAINER_CONTAINALL": "1"} | NO_NETWORK
 
 # Folders of an image's own: a host's can't be laid over them.
 SYSTEM = {"bin", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "usr", "var"}

@@ -103,6 +103,8 @@ def _free_port() -> int:
 def _enter(call: Call) -> None:
     """Go on in the container, with the environment that is this node's."""
     os.environ.update(images.node_environment())
+    for name in images.NO_NETWORK:  # these ranks talk to those of other nodes
+        os.environ.pop(name, None)
     command = [*shlex.split(call.within), "tokencache", *call.words(call.threads)]
     command += ["--rendezvous", call.rendezvous]
     try:
