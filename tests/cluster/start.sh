@@ -59,6 +59,8 @@ AccountingStorageType=$storage
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort=16819
 AccountingStorageUser=root
+# For munge, this is where its socket is.
+AccountingStoragePass=$folder/munge/socket
 
 # Nodes may say that they have more than the machine.
 SlurmdParameters=config_overrides
@@ -128,7 +130,8 @@ start_database() {
   (
     umask 077
     cat >"$folder/slurmdbd.conf.new" <<END
-DbdHost=127.0.0.1
+DbdHost=$(hostname -s)
+DbdAddr=127.0.0.1
 DbdPort=16819
 SlurmUser=root
 AuthType=auth/munge
