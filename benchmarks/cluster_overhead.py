@@ -41,7 +41,8 @@ def main():
             [*command, *sys.argv[1:]], env=os.environ | {"PATH": path},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-        assert done.returncode == 0, done.stdout
+        if done.returncode:
+            sys.exit(done.stdout)
         times = {words[0]: words[1:] for words in map(str.split, calls.read_text().splitlines())}
     logs = {job: (rule, log) for rule, log, job in RULE.findall(done.stdout)}
     print(f"{len(times)} calls of sbatch")
