@@ -19,12 +19,22 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> np.ndarray:
     bins = np.empty(len(lengths), np.int64)
     if not len(lengths):
         return bins
-    order = np.argsort(-lengths, kind="stable")
-    distinct, starts = np.unique(-lengths[order], return_index=True)
+    spare = capacity - lengths.astype(np.int64)
+    counts = np.bincount(spare)
+    distinct = np.flatnonzero(counts)
+    groups = np.split(stable_order(spare), np.cumsum(counts[distinct])[:-1])
     room = _Room(capacity)
-    for length, items in zip(-distinct, np.split(order, starts[1:]), strict=True):
-        _place(items, int(length), room, bins)
-    return _renumber(bins)
+    for less, items in zip(distinct, groups, strict=True):
+        _place(items, capacity - int(less), room, bins)
+    return _renumber(bins, room.opened)
+
+
+def stable_order(values: np.ndarray) -> np.ndarray:
+    """np.argsort(values, kind="stable"), for up to 2**32 int64 in 0..2**31 - 1.
+
+    A sort of numbers that hold value and place is several times faster.
+    """
+    return np.sort(values << 32 | np.arange(len(values))) & (2**32 - 1)
 
 
 class _Room:
@@ -67,9 +77,10 @@ def _place(items: np.ndarray, length: int, room: _Room, bins: np.ndarray) -> Non
         items = items[placed:]
 
 
-def _renumber(bins: np.ndarray) -> np.ndarray:
+def _renumber(bins: np.ndarray, count: int) -> np.ndarray:
     """Number bins by their first item."""
-    _, first, inverse = np.unique(bins, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return rank[inverse]
+    first = np.empty(count, np.int64)
+    first[bins[::-1]] = np.arange(len(bins))[::-1]  # the last one written stays
+    rank = np.empty(count, np.int64)
+    rank[np.argsort(first)] = np.arange(count)
+    return rank[bins]
