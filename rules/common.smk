@@ -165,17 +165,24 @@ def batch_inputs(wildcards):
     ]
 
 
+def token_marks(cache):
+    return [plan.mark(name) for name in plan.batches_of(cache["token_set"])]
+
+
 def cache_inputs(wildcards):
     path = f"{plan.cache}/{wildcards.cache}"
     cache = planned(plan.caches, path)
-    batches = [plan.mark(name) for name in plan.batches_of(cache["token_set"])]
-    return unless_there(path, [cache["tokenizer"], *batches, *image_inputs("tokenize")])
+    made_of = [cache["tokenizer"], *token_marks(cache)]
+    return unless_there(path, [*made_of, *image_inputs("tokenize")])
 
 
 def run_inputs(wildcards):
     path, run = f"{plan.results}/{wildcards.run}", planned_run(wildcards)
     fetched = [run["weights_folder"]] if run["weights_folder"] in plan.fetches else []
-    return unless_there(path, [run["tokenizer"], run["cache"], *fetched, *image_inputs("train")])
+    # A view has no tokens itself.
+    marks = token_marks(plan.caches[run["cache"]]) if plan.lacking(run["cache"]) else []
+    made_of = [run["tokenizer"], run["cache"], *marks, *fetched]
+    return unless_there(path, [*made_of, *image_inputs("train")])
 
 
 def planned_run(wildcards):

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from tokencache import documents, engines, pack, sources, tokenize, tokenizers
 from tokencache.config import Dataset, Reference
 from tokencache.errors import UserError
+from tokencache.gather import IGNORED
 
 MAX_LENGTH = 64
 
@@ -167,7 +168,7 @@ def test_chat_rows_and_masks_are_those_of_hugging_face(name, template, materiali
     ]
     wanted = [row for row in wanted if row["input_ids"]]
     assert rows_of(data, "input_ids") == [row["input_ids"] for row in wanted]
-    masks = [[int(label != pack.IGNORED) for label in row] for row in rows_of(data, "labels")]
+    masks = [[int(label != IGNORED) for label in row] for row in rows_of(data, "labels")]
     assert masks == [row["assistant_masks"] for row in wanted]
 
 
@@ -191,7 +192,7 @@ def test_completion_loss_is_on_whole_tokens_of_the_completion(name, materialized
     ):
         whole = reference(row["q"] + row["a"], add_special_tokens=False)["input_ids"]
         assert ids == about.prefix + whole + about.suffix
-        trained = [label for label in labels if label != pack.IGNORED]
+        trained = [label for label in labels if label != IGNORED]
         if not row["a"]:
             assert not trained
             continue

@@ -19,7 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shards import IGNORED, build, entry, labelled, naive_windows, tokens, write_shard
 
-from tokencache import pack
+from tokencache import pack, windows
+from tokencache.gather import Gatherer
+from tokencache.token_shards import Documents
 
 
 def document(length, first=10, prefix=0, suffix=0, mask=None):
@@ -69,14 +71,14 @@ def test_rows_are_those_of_plain_python(drawn, batch):
             write_shard(Path(folder, f"{n}.arrow"), shard, masked, batch=batch)
             for n, shard in enumerate(found)
         ]
-        whole = pack.Documents(paths)
-        assert len(whole) == len(everything)
-        assert whole.shard.tolist() == [n for n, shard in enumerate(found) for _ in shard]
-        assert whole.row.tolist() == [n for shard in found for n in range(len(shard))]
-        cut, counts = pack.windows(whole, wanted["max_length"], wanted["overflow"], prefix + suffix)
-        gather = pack.Gatherer(whole, prefix, suffix)
-        ids, trained, lengths = gather(cut)
-        assert ids.dtype == np.uint16
+        whole = Documents(paths)
+        assert whole.length.tolist() == [len(ids) for ids, _ in everything]
+        assert whole.counts.tolist() == [len(shard) for shard in found]
+        cut, counts = windows.windows(
+            whole, wanted["max_length"], wanted["overflow"], prefix + suffix
+        )
+        gather = Gatherer(whole.segments, prefix, suffix, whole.masked)
+        ids, trained, lengths = gathered(gather, cut)
         ends = np.cumsum(lengths)[:-1]
         made = (
             [
@@ -93,9 +95,22 @@ def test_rows_are_those_of_plain_python(drawn, batch):
         check_rows(cut, wanted, prefix + suffix)
         # Any choice of windows, in any order, is gathered alike.
         some = np.arange(len(expected))[::-2]
-        ids, trained, _ = gather(cut[some])
+        ids, trained, _ = gathered(gather, cut[some])
         assert ids.tolist() == [i for n in some for i in expected[n][1]]
         assert trained.tolist() == [t for n in some for t in expected[n][2]]
+
+
+def gathered(gather, found):
+    """ids, which are trained on, and the windows' lengths."""
+    columns = gather.columns(windows.Rows(found, np.arange(len(found) + 1), False))
+    offsets, ids = columns["input_ids"]
+    trained = columns["labels"][1] != IGNORED
+    counts = gather.trained(found, without_first=False)
+    ends = np.concatenate([[0], np.cumsum(trained)])[offsets]
+    assert counts.tolist() == np.diff(ends).tolist()
+    first = trained[offsets[:-1]]
+    assert gather.trained(found, without_first=True).tolist() == (counts - first).tolist()
+    return ids, trained, np.diff(offsets)
 
 
 def check_counts(counts, everything, expected, wanted, specials):
@@ -118,7 +133,7 @@ def check_counts(counts, everything, expected, wanted, specials):
 
 
 def check_rows(cut, wanted, specials):
-    made = pack.rows(cut, wanted["max_length"], wanted["packing"], specials)
+    made = windows.rows(cut, wanted["max_length"], wanted["packing"], specials)
     sizes = cut.content + specials
     if wanted["packing"] == "none":
         assert len(made) == len(sizes)
@@ -144,7 +159,7 @@ def some_documents(shard_lengths, folder, length=1):
         write_shard(folder / f"{n}-{count}-{length}.arrow", [document(length)] * count, batch=1000)
         for n, count in enumerate(shard_lengths)
     ]
-    return pack.Documents(paths)
+    return Documents(paths)
 
 
 @pytest.mark.parametrize(
@@ -154,36 +169,36 @@ def some_documents(shard_lengths, folder, length=1):
 )  # fmt: skip
 def test_fraction_is_exact_and_leaves_something_on_each_side(tmp_path, count, fraction, kept):
     found = some_documents([count], tmp_path)
-    assert pack.draw_validation(found, ["a"], fraction, 1).sum() == kept
+    assert windows.draw_validation(found, ["a"], fraction, 1).sum() == kept
 
 
 def test_the_same_documents_are_drawn_for_every_model_and_length(tmp_path):
     one = some_documents([300, 200], tmp_path)
     other = some_documents([300, 200], tmp_path, length=9)
-    kept = pack.draw_validation(one, ["a", "b"], 0.1, 42)
-    assert np.array_equal(kept, pack.draw_validation(other, ["a", "b"], 0.1, 42))
-    assert not np.array_equal(kept, pack.draw_validation(one, ["a", "b"], 0.1, 43))
-    assert not np.array_equal(kept, pack.draw_validation(one, ["a", "c"], 0.1, 42))
+    kept = windows.draw_validation(one, ["a", "b"], 0.1, 42)
+    assert np.array_equal(kept, windows.draw_validation(other, ["a", "b"], 0.1, 42))
+    assert not np.array_equal(kept, windows.draw_validation(one, ["a", "b"], 0.1, 43))
+    assert not np.array_equal(kept, windows.draw_validation(one, ["a", "c"], 0.1, 42))
 
 
 def test_what_is_drawn_is_the_same_on_every_machine(tmp_path):
-    kept = pack.draw_validation(some_documents([12, 8], tmp_path), ["a", "b"], 0.25, 42)
+    kept = windows.draw_validation(some_documents([12, 8], tmp_path), ["a", "b"], 0.25, 42)
     assert np.flatnonzero(kept).tolist() == [0, 6, 8, 12, 19]
 
 
 def test_what_is_drawn_hardly_depends_on_other_shards(tmp_path):
-    few = pack.draw_validation(some_documents([1000, 1000], tmp_path), ["a", "b"], 0.1, 42)
+    few = windows.draw_validation(some_documents([1000, 1000], tmp_path), ["a", "b"], 0.1, 42)
     more = some_documents([1000, 1000, 500], tmp_path)
-    grown = pack.draw_validation(more, ["a", "b", "c"], 0.1, 42)
+    grown = windows.draw_validation(more, ["a", "b", "c"], 0.1, 42)
     assert (few != grown[:2000]).sum() <= 30  # a fresh draw changes some 360
     first = some_documents([500, 1000, 1000], tmp_path)
-    moved = pack.draw_validation(first, ["c", "a", "b"], 0.1, 42)
+    moved = windows.draw_validation(first, ["c", "a", "b"], 0.1, 42)
     assert np.array_equal(moved, np.concatenate([grown[2000:], grown[:2000]]))
 
 
 def test_rows_added_to_a_shard_leave_its_others_drawn(tmp_path):
-    few = pack._draws(42, "a", 10)
-    assert np.array_equal(pack._draws(42, "a", 15)[:10], few)
+    few = windows._draws(42, "a", 10)
+    assert np.array_equal(windows._draws(42, "a", 15)[:10], few)
 
 
 # Caches
@@ -212,7 +227,7 @@ def test_cache_is_what_load_from_disk_opens(tmp_path, overflow, packing, masked,
     assert len(found["train"].cache_files) > 1
     columns = ["input_ids", "labels"]
     columns += ["position_ids", "seq_lengths"] if packing != "none" else []
-    windows = []
+    parts = []
     for name, rows in found.items():
         assert rows.column_names == columns
         for column in columns:
@@ -221,8 +236,8 @@ def test_cache_is_what_load_from_disk_opens(tmp_path, overflow, packing, masked,
         assert str(rows.split) == name
         tokens_of = sum(len(ids) for ids in rows["input_ids"])
         assert len(rows.cache_files) >= max(1, tokens_of // 62)
-        windows += check_split(rows, made["splits"][name], packing)
-    assert sorted(windows) == sorted(
+        parts += check_split(rows, made["splits"][name], packing)
+    assert sorted(parts) == sorted(
         (i, labelled(i, [False, *m[1:]] if packing != "none" else m))
         for _, i, m in naive_windows(documents, wanted, 1, 1)
     )
@@ -292,14 +307,14 @@ def test_rows_are_gathered_a_thousand_at_a_time_and_fewer_where_they_are_long(
     tmp_path, monkeypatch
 ):
     gathered = []
-    gather = pack.Gatherer.__call__
+    gather = Gatherer.columns
 
     def watched(self, found):
         made = gather(self, found)
-        gathered.append((len(made[2]), len(made[0])))
+        gathered.append((len(found), len(made["input_ids"][1])))
         return made
 
-    monkeypatch.setattr(pack.Gatherer, "__call__", watched)
+    monkeypatch.setattr(Gatherer, "columns", watched)
     paths = [write_shard(tmp_path / "0.arrow", [document(3)] * 2500, batch=1000)]
     plain, _ = build(tmp_path / "a", paths, entry(8))
     assert [rows for rows, _ in gathered] == [1000, 1000, 500]

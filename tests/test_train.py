@@ -62,7 +62,7 @@ def test_results(first):
     assert facts["sane"] and facts["ln_vocab"] == pytest.approx(math.log(SIZE))
     assert facts["first_loss"] == training[0]["loss"]
     assert facts["validation_loss"] == validation[-1]["validation_loss"]
-    assert facts["made_of"]["cache"] == run["cache_key"] and facts["steps"] == 24
+    assert facts["made_of"]["cache"] == run["rows_key"] and facts["steps"] == 24
     assert (out / "loss.svg").read_text().startswith("<?xml")
     assert not (out.parent / ".out.checkpoints").exists()
 

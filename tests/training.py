@@ -103,6 +103,7 @@ def make_run(cache, tokenizer, weights=None, architecture=None, **training):
         "max_length": MAX_LENGTH,
         "cache": str(cache),
         "cache_key": "c" * 32,
+        "rows_key": "c" * 32,
         "tokenizer": str(tokenizer),
         "chat_template": None,
         "weights": weights,

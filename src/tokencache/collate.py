@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-IGNORED = -100  # the label that torch's cross entropy leaves out
+from .gather import IGNORED
+from .view import View
+
 MULTIPLE = 8  # widths that are multiples of this are fast on tensor cores
 COUNTS = "counts"  # a batch's key that is for the trainer, not for the model
 COLUMNS = ("input_ids", "labels", "position_ids", "seq_lengths")
@@ -76,7 +78,7 @@ class Split:
     how many others there were.
     """
 
-    rows: datasets.Dataset
+    rows: datasets.Dataset | View
     packed: bool
     tokens: int
     targets: int
@@ -86,13 +88,20 @@ class Split:
         return len(self.rows)
 
 
-def split(rows: datasets.Dataset) -> Split:
-    """Leave out rows without a target: a step of only such rows would divide by zero."""
-    lengths, targets = _count(rows)
+def split(rows: datasets.Dataset | View) -> Split:
+    """Leave out rows without a target: a step of only such rows would divide by zero.
+
+    Raises UserError where a token shard of a view is missing.
+    """
+    if isinstance(rows, View):
+        rows.check()
+        lengths, targets = rows.lengths(), rows.targets()
+    else:
+        lengths, targets = _count(rows)
+        rows = rows.with_format("numpy")
     kept = targets > 0
-    found = rows if kept.all() else rows.select(np.flatnonzero(kept))
     return Split(
-        rows=found.with_format("numpy"),
+        rows=rows if kept.all() else rows.select(np.flatnonzero(kept)),
         packed="position_ids" in rows.column_names,
         tokens=int(lengths[kept].sum()),
         targets=int(targets.sum()),

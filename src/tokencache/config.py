@@ -279,6 +279,7 @@ class Config(Section):
     build: Literal["all"] | Annotated[list[Combination], Field(min_length=1)] = "all"
     training: Training = Training()
     engine: Literal["auto", "gigatoken", "tokenizers"] = "auto"
+    format: Literal["dataset", "view"] = "dataset"
     containers: Containers = Containers()
 
     @model_validator(mode="after")

@@ -77,12 +77,17 @@ def tokenize_batch(plan: Plan, name: str) -> None:
 def pack_cache(plan: Plan, path: str) -> None:
     from . import pack
 
+    pack.build(plan.caches[path], _tokens_of(plan, path), Path(path))
+
+
+def _tokens_of(plan: Plan, path: str) -> dict[str, Any]:
+    """What a cache's rows are made of."""
     cache = plan.caches[path]
     token_set = plan.token_sets[cache["token_set"]]
     recipe = plan.data["recipes"][token_set["recipe"]]
     facts = plan.tokenizers[cache["tokenizer"]]["facts"]
     specials = recipe["add_special_tokens"]
-    tokens = {
+    return {
         "prefix": len(facts["prefix"]) if specials else 0,
         "suffix": len(facts["suffix"]) if specials else 0,
         "splits": {
@@ -94,7 +99,6 @@ def pack_cache(plan: Plan, path: str) -> None:
         },
         "provenance": plan.provenance(path),
     }
-    pack.build(cache, tokens, Path(path))
 
 
 def train_run(plan: Plan, path: str) -> None:

@@ -59,7 +59,10 @@ def explain(problem: dict[str, Any], root: type[BaseModel]) -> tuple[tuple, str]
     if kind == "missing":
         return location, "this key is missing"
     if kind == "literal_error":
-        return location, f"{given!r} is not one of {problem['ctx']['expected']}"
+        said = f"{given!r} is not one of {problem['ctx']['expected']}"
+        if location[0] == "datasets" and location[2:] == ("format",) and given == "view":
+            said += "; `format: view` stands at the top level, for the caches of all data sets"
+        return location, said
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if kind == "value_error" or isinstance(given, dict | list):

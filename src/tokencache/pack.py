@@ -1,7 +1,7 @@
-"""Token shards to a cache: rows of at most max_length tokens, as a DatasetDict on disk.
+"""Token shards to a cache: rows of at most max_length tokens, as a DatasetDict on disk or a view.
 
 Everything here is arithmetic on arrays over memory-mapped token shards; the only
-copy of the tokens is the one that is written.
+copy of the tokens is the one that is written, and a view has none.
 """
 
 from __future__ import annotations
@@ -14,173 +14,35 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from blake3 import blake3
 
+from . import view
 from .errors import UserError
 from .files import hash_file, key_of, published
-from .packing import best_fit_decreasing
+from .gather import Gatherer, SplitRows
 from .progress import Progress
 from .readers import as_arrow
 from .streams import Writer
 from .token_shards import Documents
+from .windows import draw_validation, rows, windows
 
-IGNORED = -100  # the label that torch's cross entropy leaves out
 ROWS_IN_A_BATCH = 1000
 TOKENS_IN_A_BATCH = 2**22  # ends a batch earlier, so that long rows need no more memory
 TOKENS_IN_A_FILE = 2**26  # of a split; some hundred MB
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Stretches of documents that fit into max_length: (n,) int64 each.
+class DataFile:
+    """One Arrow file of a dataset: rows start … stop of a split. Its place in the folder
+    and its rows follow from the data alone, whoever writes it."""
 
-    document: its number; start: first content token kept, without the special
-    tokens; content: how many. Special tokens are put around each window.
-    """
+    split: str
+    name: str
+    start: int
+    stop: int
 
-    document: np.ndarray
-    start: np.ndarray
-    content: np.ndarray
-
-    def __getitem__(self, chosen: np.ndarray) -> Windows:
-        return Windows(self.document[chosen], self.start[chosen], self.content[chosen])
-
-
-def windows(
-    documents: Documents, max_length: int, overflow: str, specials: int
-) -> tuple[Windows, dict[str, int]]:
-    """Cut documents to max_length by the overflow policy; also counts what that lost.
-
-    Equal to Hugging Face's truncation: special tokens count towards max_length.
-    Documents without any token are left out.
-    """
-    room = max_length - specials
-    number = np.flatnonzero(documents.length > 0)
-    content = documents.length[number] - specials
-    long = content > room
-    counts = {
-        "documents": len(documents),
-        "documents_empty": len(documents) - len(number),
-        "documents_too_long": int(long.sum()),
-        "tokens_lost": 0,
-    }
-    if overflow == "split":
-        pieces = np.maximum(1, -(-content // room))
-        first = np.repeat(np.cumsum(pieces) - pieces, pieces)
-        start = (np.arange(pieces.sum()) - first) * room
-        kept = np.minimum(room, np.repeat(content, pieces) - start)
-        return Windows(np.repeat(number, pieces), start, kept), counts
-    counts["tokens_lost"] = int((content[long] - room).sum())
-    if overflow == "drop":
-        counts["tokens_lost"] = int(content[long].sum() + specials * long.sum())
-        number, content = number[~long], content[~long]
-    return Windows(number, np.zeros_like(number), np.minimum(content, room)), counts
-
-
-def draw_validation(
-    documents: Documents, shard_keys: list[str], fraction: float, seed: int
-) -> np.ndarray:
-    """(n,) bool: which documents are kept for validation, exactly that fraction of them.
-
-    Each document draws a number from the seed, its source shard's key and its row
-    there. So the same documents are kept for every model and max_length, and rows
-    added elsewhere move hardly any. At least one document is kept on each side.
-    """
-    counts = np.bincount(documents.shard, minlength=len(shard_keys))
-    shards = zip(shard_keys, counts, strict=True)
-    draws = np.concatenate([np.zeros(0), *(_draws(seed, key, n) for key, n in shards)])
-    kept = np.zeros(len(documents), bool)
-    if fraction > 0 and len(documents) > 1:
-        count = min(max(1, round(fraction * len(documents))), len(documents) - 1)
-        kept[np.argsort(draws, kind="stable")[:count]] = True
-    return kept
-
-
-def _draws(seed: int, key: str, count: int) -> np.ndarray:
-    """Numbers in [0, 1) of a shard's rows: the same for each row, however many follow it."""
-    words = np.frombuffer(blake3(f"{seed} {key}".encode()).digest(), "<u8")[:2]
-    return np.random.Generator(np.random.Philox(key=words)).random(count)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of a split: windows in order, `first[i]:first[i + 1]` of them in row i."""
-
-    windows: Windows
-    first: np.ndarray
-    packed: bool
-
-    def __len__(self) -> int:
-        return len(self.first) - 1
-
-
-def rows(found: Windows, max_length: int, packing: str, specials: int) -> Rows:
-    """One window a row, or several by best-fit decreasing, in the order of their documents."""
-    count = len(found.document)
-    if packing == "none" or count == 0:
-        return Rows(found, np.arange(count + 1), packing != "none")
-    bins = best_fit_decreasing(found.content + specials, max_length)
-    order = np.argsort(bins, kind="stable")
-    first = np.concatenate([[0], np.cumsum(np.bincount(bins))])
-    return Rows(found[order], first, True)
-
-
-class Gatherer:
-    """Copies windows out of the segments they lie in."""
-
-    def __init__(self, documents: Documents, prefix: int, suffix: int) -> None:
-        self.documents, self.prefix, self.suffix = documents, prefix, suffix
-        self.masked = documents.masked
-
-    def __call__(self, found: Windows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """ids (tokens,), trained on (tokens,) bool, and lengths (windows,) of the windows."""
-        prefix, suffix = self.prefix, self.suffix
-        lengths = found.content + prefix + suffix
-        ends = np.cumsum(lengths)
-        ids = np.empty(ends[-1] if len(ends) else 0, self.documents.dtype)
-        steps = np.zeros(len(ids) + 1, np.int32)  # +1 and -1 around what is trained on
-        at = self.documents.start[found.document]
-        end = at + self.documents.length[found.document]
-        begin = ends - lengths
-        same = np.full(len(lengths), 1)
-        stretches = [(at + prefix + found.start, found.content, begin + prefix)]
-        if prefix:
-            stretches.append((at, same * prefix, begin))
-        if suffix:
-            stretches.append((end - suffix, same * suffix, ends - suffix))
-        segments = self.documents.segment[found.document]
-        for number in np.unique(segments):
-            mine = segments == number
-            segment = self.documents.segments[number]
-            for source, count, target in stretches:
-                read, write = _ranges(source[mine], count[mine], target[mine])
-                ids[write] = segment.ids[read]
-                if self.masked:
-                    _mark(steps, segment.spans, source[mine], count[mine], target[mine])
-        trained = (
-            np.cumsum(steps[:-1], dtype=np.int32) > 0 if self.masked else np.ones(len(ids), bool)
-        )
-        return ids, trained, lengths
-
-
-def _ranges(source: np.ndarray, count: np.ndarray, target: np.ndarray) -> tuple:
-    """Indices that copy count[i] elements from source[i] to target[i], for all i at once."""
-    step = np.arange(count.sum())
-    before = np.cumsum(count) - count
-    return step + np.repeat(source - before, count), step + np.repeat(target - before, count)
-
-
-def _mark(
-    steps: np.ndarray, spans: np.ndarray, source: np.ndarray, count: np.ndarray, target: np.ndarray
-) -> None:
-    """Mark in `steps` what of the spans lies in the stretches that `_ranges` copies."""
-    first = np.searchsorted(spans[:, 1], source, "right")
-    found = np.maximum(0, np.searchsorted(spans[:, 0], source + count) - first)
-    span, _ = _ranges(first, found, first)
-    begin, end = (np.repeat(edge, found) for edge in (source, source + count))
-    shift = np.repeat(target - source, found)
-    np.add.at(steps, np.maximum(spans[span, 0], begin) + shift, 1)
-    np.add.at(steps, np.minimum(spans[span, 1], end) + shift, -1)
+    @property
+    def path(self) -> str:
+        return f"{self.split}/{self.name}"
 
 
 def build(cache: dict[str, Any], tokens: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -190,46 +52,80 @@ def build(cache: dict[str, Any], tokens: dict[str, Any], out: Path) -> dict[str,
     "splits": {split: {"paths": token shards, "shards": source shard keys}},
     "provenance": what goes into cache.json as it is}.
     """
-    prefix, suffix = tokens["prefix"], tokens["suffix"]
-    max_length, packing = cache["max_length"], cache["packing"]
-    splits, counts = {}, {}
-    for split, part in tokens["splits"].items():
-        documents = Documents(part["paths"])
-        found, counts[split] = windows(documents, max_length, cache["overflow"], prefix + suffix)
-        chosen = {split: np.ones(len(documents), bool)}
-        if isinstance(cache["validation"], dict):
-            fraction, seed = cache["validation"]["fraction"], cache["validation"]["seed"]
-            kept = draw_validation(documents, part["shards"], fraction, seed)
-            chosen = {"train": ~kept, "validation": kept} if fraction else chosen
-        gather = Gatherer(documents, prefix, suffix)
-        for name, mine in chosen.items():
-            mine = found[mine[found.document]]
-            splits[name] = (rows(mine, max_length, packing, prefix + suffix), gather)
-    if not len(splits["train"][0]):
-        raise UserError(
-            f"{cache['model']}, {cache['dataset']}, {max_length}: no document is left to train on "
-            f"({counts}); with overflow: drop, max_length may be too small"
-        )
+    splits, counts = _splits(cache, tokens)
+    made = {name: _counted(split, cache["max_length"]) for name, split in splits.items()}
+    _check(cache, made, counts)
+    about: dict[str, Any] = {}
     with published(out, folder=True) as folder:
-        checksums: dict[Path, str] = {}
-        made = {name: _write_split(folder / name, name, *split, cache, checksums)
-                for name, split in splits.items()}  # fmt: skip
-        (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}))
-        if not sum(split["tokens_trained"] for split in made.values()):
-            raise UserError(
-                f"{cache['model']}, {cache['dataset']}, {max_length}: the loss mask leaves no "
-                "token to train on; look at loss: and document: of the data set"
-            )
+        if cache.get("format") == "view":
+            about["view"], checksums = view.write(folder, splits, cache["max_length"], out)
+        else:
+            checksums = _write_dataset(folder, cache, splits)
         summary = {
             **tokens["provenance"],
+            **about,
             "key": cache["key"],
-            "documents": {split: count for split, count in counts.items()},
+            "documents": counts,
             "splits": made,
             "files": _files(folder, checksums),
         }
-        text = json.dumps(summary, sort_keys=True, indent=1, ensure_ascii=False)
-        (folder / "cache.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "cache.json").write_text(_dumps(summary), encoding="utf-8")
     return summary
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+
+
+def _splits(
+    cache: dict[str, Any], tokens: dict[str, Any]
+) -> tuple[dict[str, SplitRows], dict[str, dict[str, int]]]:
+    """The rows of each split, and what became of the documents of each set of token shards."""
+    prefix, suffix = tokens["prefix"], tokens["suffix"]
+    max_length, packing = cache["max_length"], cache["packing"]
+    splits, counts = {}, {}
+    for name, part in tokens["splits"].items():
+        documents = Documents(part["paths"])
+        found, counts[name] = windows(documents, max_length, cache["overflow"], prefix + suffix)
+        chosen = {name: found}
+        if isinstance(cache["validation"], dict) and cache["validation"]["fraction"]:
+            fraction, seed = cache["validation"]["fraction"], cache["validation"]["seed"]
+            kept = draw_validation(documents, part["shards"], fraction, seed)[found.document]
+            chosen = {"train": found[~kept], "validation": found[kept]}
+        gather = Gatherer(documents.segments, prefix, suffix, documents.masked)
+        for split, mine in chosen.items():
+            packed = rows(mine, max_length, packing, prefix + suffix)
+            splits[split] = SplitRows(packed, gather, documents)
+    return splits, counts
+
+
+def _counted(split: SplitRows, max_length: int) -> dict[str, Any]:
+    """What cache.json says of a split."""
+    tokens = int(split.lengths().sum())
+    trained = split.rows.sums(split.gather.trained(split.rows.windows, split.rows.packed))
+    return {
+        "rows": len(split.rows),
+        "windows": len(split.rows.windows),
+        "tokens": tokens,
+        "tokens_trained": int(trained.sum()),
+        "rows_without_trained_tokens": int((trained == 0).sum()),
+        "filled": round(tokens / max(1, len(split.rows) * max_length), 6),
+    }
+
+
+def _check(cache: dict[str, Any], made: dict[str, Any], counts: dict[str, Any]) -> None:
+    """Raises UserError where there is nothing to train on."""
+    where = f"{cache['model']}, {cache['dataset']}, {cache['max_length']}"
+    if not made["train"]["rows"]:
+        raise UserError(
+            f"{where}: no document is left to train on ({counts}); with overflow: drop, "
+            "max_length may be too small"
+        )
+    if not sum(split["tokens_trained"] for split in made.values()):
+        raise UserError(
+            f"{where}: the loss mask leaves no token to train on; look at loss: and document: of "
+            "the data set"
+        )
 
 
 def _files(folder: Path, checksums: dict[Path, str]) -> dict[str, dict[str, Any]]:
@@ -243,54 +139,66 @@ def _files(folder: Path, checksums: dict[Path, str]) -> dict[str, dict[str, Any]
     }
 
 
-def _write_split(
-    folder: Path, name: str, found: Rows, gather: Gatherer, cache: dict[str, Any],
-    checksums: dict[Path, str],
-) -> dict[str, Any]:  # fmt: skip
-    """Write one split as `datasets` saves it: Arrow streams, state.json, dataset_info.json.
+# Datasets: as `datasets` saves them, Arrow streams, state.json and dataset_info.json
 
-    The checksums of the Arrow files are added to `checksums`.
-    """
-    folder.mkdir()
-    lengths = found.windows.content + gather.prefix + gather.suffix
-    per_row = np.add.reduceat(lengths, found.first[:-1]) if len(found) else lengths[:0]
-    total = int(lengths.sum())
-    parts = _parts(per_row, TOKENS_IN_A_FILE)
-    schema = _schema(gather.documents.dtype, found.packed)
-    names = [f"data-{i:05d}-of-{len(parts):05d}.arrow" for i in range(len(parts))]
-    trained = untrained_rows = 0
-    label = f"pack {cache['model']} {cache['dataset']} {cache['max_length']} {name}"
-    with Progress(len(found), "rows", label) as progress:
-        for file, (start, stop) in zip(names, parts, strict=True):
-            with Writer(folder / file, schema, stream=True) as writer:
-                for at, until in _batches(per_row, start, stop):
-                    batch, in_rows = _batch(found, at, until, gather, schema)
-                    writer.write(batch)
-                    trained += int(in_rows.sum())
-                    untrained_rows += int((in_rows == 0).sum())
-                    progress.update(until - at)
-            checksums[folder / file] = writer.checksum()
-    info = {"features": _features(schema), "citation": "", "description": "", "homepage": "",
-            "license": ""}  # fmt: skip
-    state = {
-        "_data_files": [{"filename": file} for file in names],
-        "_fingerprint": key_of([cache["key"], name])[:16],
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": name,
-    }
-    (folder / "dataset_info.json").write_text(json.dumps(info, indent=2, sort_keys=True))
-    (folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
-    return {
-        "rows": len(found),
-        "windows": len(found.windows.document),
-        "tokens": total,
-        "tokens_trained": trained,
-        "rows_without_trained_tokens": untrained_rows,
-        "filled": round(total / max(1, len(found) * cache["max_length"]), 6),
-    }
+
+def _write_dataset(
+    folder: Path, cache: dict[str, Any], splits: dict[str, SplitRows]
+) -> dict[Path, str]:
+    """Returns the checksums of the data files."""
+    files = _data_files(splits)
+    checksums = _write_files(folder, cache, splits, files)
+    for name, split in splits.items():
+        names = [file.name for file in files if file.split == name]
+        info = {"features": _features(_schema(split)), "citation": "", "description": "",
+                "homepage": "", "license": ""}  # fmt: skip
+        state = {
+            "_data_files": [{"filename": file} for file in names],
+            "_fingerprint": key_of([cache["key"], name])[:16],
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": name,
+        }
+        for file, value in (("dataset_info.json", info), ("state.json", state)):
+            (folder / name / file).write_text(json.dumps(value, indent=2, sort_keys=True))
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}))
+    return checksums
+
+
+def _data_files(splits: dict[str, SplitRows]) -> list[DataFile]:
+    """Those of a dataset: of each split, a new one every so many tokens."""
+    found = []
+    for name, split in splits.items():
+        parts = _parts(split.lengths(), TOKENS_IN_A_FILE)
+        found += [
+            DataFile(name, f"data-{number:05d}-of-{len(parts):05d}.arrow", start, stop)
+            for number, (start, stop) in enumerate(parts)
+        ]
+    return found
+
+
+def _write_files(
+    folder: Path, cache: dict[str, Any], splits: dict[str, SplitRows], files: list[DataFile]
+) -> dict[Path, str]:
+    """Write data files into a folder; returns their checksums."""
+    total = sum(file.stop - file.start for file in files)
+    label = f"pack {cache['model']} {cache['dataset']} {cache['max_length']}"
+    checksums = {}
+    with Progress(total, "rows", label) as progress:
+        for file in files:
+            split, path = splits[file.split], folder / file.path
+            path.parent.mkdir(exist_ok=True)
+            schema, found = _schema(split), split.rows[file.start : file.stop]
+            with Writer(path, schema, stream=True) as writer:
+                for start, stop in _batches(split.lengths()[file.start : file.stop]):
+                    columns = split.gather.columns(found[start:stop])
+                    arrays = [_lists(*columns[name]) for name in schema.names]
+                    writer.write(pa.record_batch(arrays, schema=schema))
+                    progress.update(stop - start)
+            checksums[path] = writer.checksum()
+    return checksums
 
 
 def _parts(per_row: np.ndarray, tokens: int) -> list[tuple[int, int]]:
@@ -301,45 +209,21 @@ def _parts(per_row: np.ndarray, tokens: int) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(starts, stops, strict=True)]
 
 
-def _batches(per_row: np.ndarray, start: int, stop: int) -> Iterator[tuple[int, int]]:
+def _batches(per_row: np.ndarray) -> Iterator[tuple[int, int]]:
     """Row ranges of a data file's record batches."""
-    for first, last in _parts(per_row[start:stop], TOKENS_IN_A_BATCH):
-        for at in range(start + first, start + last, ROWS_IN_A_BATCH):
-            yield at, min(start + last, at + ROWS_IN_A_BATCH)
-
-
-def _batch(
-    found: Rows, start: int, stop: int, gather: Gatherer, schema: pa.Schema
-) -> tuple[pa.RecordBatch, np.ndarray]:
-    """Rows start..stop as a record batch, and how many of each row's tokens are trained on."""
-    first = found.first[start : stop + 1]
-    ids, trained, lengths = gather(found.windows[np.arange(first[0], first[-1])])
-    ends = np.cumsum(lengths)
-    if found.packed:
-        # A document's first token is predicted from the one before it, which is another's.
-        trained[ends - lengths] = False
-    row_of_window = first - first[0]
-    offsets = np.concatenate([[0], ends])[row_of_window].astype(np.int32)
-    labels = np.where(trained, ids.astype(np.int32), np.int32(IGNORED))
-    columns = {"input_ids": _lists(offsets, ids), "labels": _lists(offsets, labels)}
-    if found.packed:
-        positions = np.arange(len(ids), dtype=np.int32)
-        positions -= np.repeat(ends - lengths, lengths).astype(np.int32)
-        columns["position_ids"] = _lists(offsets, positions)
-        columns["seq_lengths"] = _lists(row_of_window.astype(np.int32), lengths.astype(np.int32))
-    counted = np.zeros(len(trained) + 1, np.int32)
-    np.cumsum(trained, dtype=np.int32, out=counted[1:])
-    in_rows = np.diff(counted[offsets])
-    return pa.record_batch([columns[n] for n in schema.names], schema=schema), in_rows
+    for first, last in _parts(per_row, TOKENS_IN_A_BATCH):
+        for at in range(first, last, ROWS_IN_A_BATCH):
+            yield at, min(last, at + ROWS_IN_A_BATCH)
 
 
 def _lists(offsets: np.ndarray, values: np.ndarray) -> pa.ListArray:
-    return pa.ListArray.from_arrays(as_arrow(offsets), as_arrow(values))
+    return pa.ListArray.from_arrays(as_arrow(offsets.astype(np.int32)), as_arrow(values))
 
 
-def _schema(ids: np.dtype, packed: bool) -> pa.Schema:
+def _schema(split: SplitRows) -> pa.Schema:
+    packed = split.rows.packed
     names = ["input_ids", "labels"] + (["position_ids", "seq_lengths"] if packed else [])
-    types = {"input_ids": pa.from_numpy_dtype(ids)}
+    types = {"input_ids": pa.from_numpy_dtype(split.documents.dtype)}
     schema = pa.schema([(name, pa.list_(types.get(name, pa.int32()))) for name in names])
     return schema.with_metadata(
         {"huggingface": json.dumps({"info": {"features": _features(schema)}}, sort_keys=True)}

@@ -81,6 +81,6 @@ def _renumber(bins: np.ndarray, count: int) -> np.ndarray:
     """Number bins by their first item."""
     first = np.empty(count, np.int64)
     first[bins[::-1]] = np.arange(len(bins))[::-1]  # the last one written stays
-    rank = np.empty(count, np.int64)
-    rank[np.argsort(first)] = np.arange(count)
-    return rank[bins]
+    opens = np.zeros(len(bins), np.int64)
+    opens[first] = 1
+    return (np.cumsum(opens) - 1)[first][bins]

@@ -139,6 +139,11 @@ class Plan:
     def batches_of(self, token_set: str) -> list[str]:
         return [name for name, b in self.batches.items() if token_set in b["token_sets"]]
 
+    def lacking(self, cache: str) -> list[str]:
+        """The token shards without which a view that is there can't be read."""
+        entry = self.caches[cache]
+        return self.missing_of(entry["token_set"]) if entry.get("format") == "view" else []
+
     def missing_of(self, token_set: str) -> list[str]:
         """The token shards of a set that are not there yet."""
         splits = self.token_sets[token_set]["splits"].values()
@@ -153,12 +158,12 @@ class Plan:
         """Everything that a cache is made of, for its cache.json; the same on every machine."""
         cache = self.caches[path]
         token_set = self.token_sets[cache["token_set"]]
-        names = ("version", "max_length", "overflow", "packing", "validation")
+        names = ("version", "max_length", "overflow", "packing", "validation", "format")
         return {
             "key": cache["key"],
             "model": cache["model"],
             "dataset": cache["dataset"],
-            "settings": {name: cache[name] for name in names},
+            "settings": {name: cache[name] for name in names if name in cache},
             "tokenizer": self.tokenizers[cache["tokenizer"]]["facts"],
             "recipe": self.data["recipes"][token_set["recipe"]],
             "sources": self._sources(cache["token_set"]),

@@ -290,9 +290,13 @@ class _Resolver:
             "packing": dataset.packing,
             "validation": validation,
         }
-        key = key_of(["dataset", decides, tokens["splits"]])
+        rows_key = key = key_of(["dataset", decides, tokens["splits"]])
+        if self.config.format == "view":
+            decides["format"] = "view"
+            key = key_of(["dataset", decides, tokens["splits"]])
         return target_path(self.config.cache, model, name, max_length, key), {
             "key": key,
+            "rows_key": rows_key,
             "model": model,
             "dataset": name,
             "token_set": token_set,
@@ -313,7 +317,8 @@ class _Resolver:
             initial = ["architecture", settings.architecture]
         template = self._chat_template(model, self.config.datasets[cache["dataset"]])
         decisive = {k: v for k, v in training.items() if k not in NOT_IN_RUN_KEY}
-        key = key_of(["run", RUN_VERSION, cache["key"], initial, template, decisive])
+        # Both formats of a cache give the same batches, and so the same weights.
+        key = key_of(["run", RUN_VERSION, cache["rows_key"], initial, template, decisive])
         where = (model, cache["dataset"], cache["max_length"], key)
         return target_path(self.config.results, *where), {
             "key": key,
@@ -322,6 +327,7 @@ class _Resolver:
             "max_length": cache["max_length"],
             "cache": path,
             "cache_key": cache["key"],
+            "rows_key": cache["rows_key"],
             "tokenizer": cache["tokenizer"],
             "chat_template": template,
             "weights": weights.model_dump() if weights else None,

@@ -1,7 +1,8 @@
-"""Token shards read back: the documents of many, as arrays over memory-mapped files."""
+"""Token shards read back: the documents of many, in memory-mapped files."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,75 +17,110 @@ class Segment:
     """One record batch of a token shard, memory-mapped.
 
     ids: (tokens,) uint16 or int32; offsets: (documents + 1,) int64 into ids;
-    spans: (k, 2) int64 positions in ids that are trained on, in order and apart; None for all.
+    spans: (k, 2) int32 places in their document that are trained on, in order and apart,
+    of which `spans_of[d]:spans_of[d + 1]` are document d's; None where all is trained on.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
     spans: np.ndarray | None
+    spans_of: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+# What to say of a token shard that is not there, after its path.
+LOST = (
+    "is missing: it was removed after the plan was made; run snakemake again, which makes it anew"
+)
+
+
+class Segments:
+    """The record batches of some token shards, in order; each is opened when it is needed.
+
+    files: (n,) their shards' paths; batches: (n,) their numbers there; first: (n + 1,) int64
+    the number of the first document of each, over all; lost: what to say of a shard that is
+    not there. Raises UserError for such a one, and for one that holds something else.
+    """
+
+    def __init__(
+        self, files: Sequence[str], batches: np.ndarray, documents: np.ndarray, lost: str
+    ) -> None:
+        self.files, self.batches, self.lost = files, batches, lost
+        self.first = np.concatenate([[0], np.cumsum(documents, dtype=np.int64)])
+        self._opened: dict[int, Segment] = {}
+
+    def __getitem__(self, number: int) -> Segment:
+        if number not in self._opened:
+            path = self.files[number]
+            found = _read(path, self.lost)[1]
+            batch = int(self.batches[number])
+            documents = self.first[number + 1] - self.first[number]
+            if batch >= len(found) or len(found[batch]) != documents:
+                raise UserError(
+                    f"token shard {path} is not what it was when it was made; remove it and run "
+                    "snakemake again, which makes it anew"
+                )
+            self._opened[number] = found[batch]
+        return self._opened[number]
+
+    def of(self, documents: np.ndarray) -> np.ndarray:
+        """(n,) the segment of each document."""
+        return np.searchsorted(self.first, documents, "right") - 1
 
 
 class Documents:
-    """The documents of some token shards as arrays over all of them.
+    """All documents of some token shards.
 
-    segment, start, length: (n,) int64, where document i lies; shard: (n,) the
-    number of its token shard; row: (n,) its number in that shard. dtype: of the ids.
-    Raises UserError for a shard that is not there.
+    length: (n,) int64 tokens of each; counts: (shards,) int64 documents of each shard;
+    segments: where they lie; dtype: of the ids; masked: whether only some tokens are
+    trained on. Raises UserError for a shard that is not there.
     """
 
     def __init__(self, paths: list[str]) -> None:
-        self.segments: list[Segment] = []
-        self.dtype = np.dtype(np.int32)
-        columns: list[tuple[np.ndarray, ...]] = []
-        for number, path in enumerate(paths):
-            first = 0
-            self.dtype, segments = _segments(path)
-            for segment in segments:
-                count = len(segment.offsets) - 1
-                rows = np.arange(first, first + count)
-                columns.append((
-                    np.full(count, len(self.segments)), segment.offsets[:-1],
-                    np.diff(segment.offsets), np.full(count, number), rows,
-                ))  # fmt: skip
-                self.segments.append(segment)
-                first += count
-        empty = np.zeros(0, np.int64)
-        joined = [np.concatenate(c) for c in zip(*columns, strict=True)] or [empty] * 5
-        self.segment, self.start, self.length, self.shard, self.row = joined
+        self.dtype, self.masked = np.dtype(np.int32), False
+        opened: list[Segment] = []
+        files, batches, counts = [], [], []
+        for path in paths:
+            self.dtype, found = _read(path, LOST)
+            files += [path] * len(found)
+            batches += range(len(found))
+            counts.append(sum(map(len, found)))
+            opened += found
+        self.masked = any(segment.spans is not None for segment in opened)
+        self.counts = np.array(counts, np.int64)
+        lengths = [np.diff(segment.offsets) for segment in opened]
+        self.length = np.concatenate([np.zeros(0, np.int64), *lengths])
+        documents = np.array([len(segment) for segment in opened], np.int64)
+        self.segments = Segments(files, np.array(batches, np.int32), documents, LOST)
+        self.segments._opened.update(enumerate(opened))
 
     def __len__(self) -> int:
         return len(self.length)
 
-    @property
-    def masked(self) -> bool:
-        return any(segment.spans is not None for segment in self.segments)
 
-
-def _segments(path: str) -> tuple[np.dtype, list[Segment]]:
+def _read(path: str, lost: str) -> tuple[np.dtype, list[Segment]]:
     """The type of a shard's ids, which an empty one has too, and its record batches."""
     try:
-        source = pa.memory_map(path)
+        # What is mapped stays mapped when the file is closed: any number can be in use.
+        with pa.memory_map(path) as source, pa.ipc.open_file(source) as reader:
+            batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+            dtype = reader.schema.field("input_ids").type.value_type.to_pandas_dtype()
     except FileNotFoundError:
+        raise UserError(f"token shard {path} {lost}") from None
+    except pa.ArrowInvalid as error:
         raise UserError(
-            f"token shard {path} is missing: it was removed after the plan was made; "
-            "run snakemake again"
+            f"token shard {path} can't be read ({error}); remove it and run snakemake again, "
+            "which makes it anew"
         ) from None
-    found = []
-    with pa.ipc.open_file(source) as reader:
-        dtype = np.dtype(reader.schema.field("input_ids").type.value_type.to_pandas_dtype())
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
-            ids = batch.column("input_ids")
-            spans = None
-            if "loss_spans" in batch.schema.names:
-                spans = _absolute_spans(batch.column("loss_spans"), ids)
-            offsets = as_numpy(ids.offsets)
-            found.append(Segment(as_numpy(ids.values), offsets, spans))
-    return dtype, found
+    return np.dtype(dtype), [_segment(batch) for batch in batches]
 
 
-def _absolute_spans(column: pa.LargeListArray, ids: pa.LargeListArray) -> np.ndarray:
-    """(k, 2) spans relative to their document as positions in the segment."""
-    pairs = as_numpy(column.values).astype(np.int64).reshape(-1, 2)
-    in_document = np.diff(as_numpy(column.offsets)) // 2
-    return pairs + np.repeat(as_numpy(ids.offsets)[:-1], in_document)[:, None]
+def _segment(batch: pa.RecordBatch) -> Segment:
+    ids = batch.column("input_ids")
+    spans = spans_of = None
+    if "loss_spans" in batch.schema.names:
+        column = batch.column("loss_spans")
+        spans, spans_of = as_numpy(column.values).reshape(-1, 2), as_numpy(column.offsets) // 2
+    return Segment(as_numpy(ids.values), as_numpy(ids.offsets), spans, spans_of)

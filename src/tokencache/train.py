@@ -25,6 +25,7 @@ from .files import published, read_json, write_json
 from .metrics import say
 from .plan import NOT_IN_RUN_KEY
 from .trainer import CacheTrainer
+from .view import open_cache
 
 
 def train(run: dict[str, Any], out: Path, checkpoints: Path) -> None:
@@ -83,13 +84,8 @@ def _quiet() -> None:
 
 def _splits(run: dict[str, Any]) -> dict[str, Split]:
     folder = Path(run["cache"])
-    try:
-        key = read_json(folder / "cache.json")["key"]
-        cache = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{folder}: the cache can't be read ({error}); remove the folder and run snakemake"
-        ) from None
+    cache = open_cache(folder)
+    key = read_json(folder / "cache.json").get("key")
     if key != run["cache_key"]:
         raise UserError(
             f"{folder}: this is the cache {key}, but the plan is for {run['cache_key']}; "
@@ -269,7 +265,7 @@ def _facts(
     last = [record for record in records if metrics.is_training(record)][-1]
     facts = {name: run[name] for name in ("key", "model", "dataset", "max_length")}
     facts["made_of"] = {
-        "cache": run["cache_key"],
+        "cache": run["rows_key"],
         "weights": run["weights"],
         "architecture": run["architecture"],
         "training": {k: v for k, v in run["training"].items() if k not in NOT_IN_RUN_KEY},

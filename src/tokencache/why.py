@@ -55,7 +55,7 @@ def _rows(plan: Plan) -> Iterator[dict[str, str]]:
 def _cache_reason(plan: Plan, path: str, caches_of: Found) -> str:
     """'fresh', 'new', or what changed against the nearest cache of the same name."""
     if Path(path).exists():
-        return FRESH
+        return "stale: its token shards are missing" if plan.lacking(path) else FRESH
     planned = plan.provenance(path)
     older = caches_of(plan.cache, planned["model"], planned["dataset"])
     changed = [(_cache_changes(old, planned), old["path"] in plan.caches) for old in older]
@@ -85,13 +85,13 @@ def _cache_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     if old["tokenizer"]["key"] != new["tokenizer"]["key"]:
         found.append(f"tokenizer: {_tokenizer_change(old['tokenizer'], new['tokenizer'])}")
     found += _differences(old["recipe"], new["recipe"], "recipe: ")
-    found += _differences(old["settings"], new["settings"], "")
-    return found
+    before, after = ({"format": "dataset"} | about["settings"] for about in (old, new))
+    return found + _differences(before, after, "")
 
 
 def _run_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     before = old["made_of"]
-    found = [] if before["cache"] == new["cache_key"] else ["its cache"]
+    found = [] if before["cache"] == new["rows_key"] else ["its cache"]
     decisive = {k: v for k, v in new["training"].items() if k not in NOT_IN_RUN_KEY}
     found += _differences(before["training"], decisive, "")
     return found + [name for name in ("weights", "architecture") if before[name] != new[name]]

@@ -1,0 +1,226 @@
+"""Views: caches that hold which tokens of which token shards make up a row, and no tokens.
+
+    cache.json                  with "view": {"prefix", "suffix", "packed", "masked"}
+    SPLIT/token_shards.arrow    file, batch, documents: the record batches of the token shards
+    SPLIT/windows.arrow         document (counted over those), length (special tokens included);
+                                with overflow: split also start, the first content token
+    SPLIT/rows.arrow            packed: first, the number of each row's first window, and the end
+
+A row reads as it does from a dataset. This needs neither torch nor `datasets`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from .errors import UserError
+from .files import read_json
+from .gather import Gatherer, SplitRows
+from .readers import as_arrow, as_numpy, as_texts
+from .streams import Writer
+from .token_shards import Segments
+from .windows import Rows, Windows, ranges, sums
+
+if TYPE_CHECKING:
+    import datasets
+
+ROWS_AT_ONCE = 2**20
+
+
+class View:
+    """The rows of one split: like a `datasets.Dataset` with its format set to numpy.
+
+    A row is a dictionary of (tokens,) int64 arrays: input_ids and labels, and of packed
+    rows position_ids and seq_lengths, which is (documents,). Files are opened when they
+    are needed; workers of a data loader open their own.
+    """
+
+    def __init__(self, folder: str | Path, split: str, chosen: np.ndarray | None = None) -> None:
+        self.folder, self.split = Path(os.path.realpath(folder)), split
+        self._chosen = chosen
+        view = read_json(self.folder / "cache.json")["view"]
+        self.packed: bool = view["packed"]
+        shards = _read(self.folder / split / "token_shards.arrow")
+        files = [os.path.normpath(self.folder / file) for file in shards.column("file").to_pylist()]
+        batches, documents = as_numpy(shards.column("batch")), as_numpy(shards.column("documents"))
+        lost = (
+            f"is missing, and the view {self.folder} holds no tokens itself; run "
+            "`snakemake caches` with the config.yaml that the view was made with: it makes it again"
+        )
+        segments = Segments(files, batches, documents, lost)
+        self._gather = Gatherer(segments, view["prefix"], view["suffix"], view["masked"])
+        found = _read(self.folder / split / "windows.arrow")
+        self._document, self._length = (as_numpy(found.column(n)) for n in ("document", "length"))
+        self._start = as_numpy(found.column("start")) if "start" in found.schema.names else None
+        self._first = None
+        if self.packed:
+            self._first = as_numpy(_read(self.folder / split / "rows.arrow").column("first"))
+
+    def __reduce__(self) -> tuple:
+        return View, (self.folder, self.split, self._chosen)
+
+    @property
+    def column_names(self) -> list[str]:
+        return ["input_ids", "labels"] + (["position_ids", "seq_lengths"] if self.packed else [])
+
+    def __len__(self) -> int:
+        return len(self._all if self._chosen is None else self._chosen)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, wanted: int | slice | Sequence[int]) -> dict[str, Any]:
+        """One row, or of several rows a list for each column."""
+        if isinstance(wanted, int | np.integer):
+            return self.__getitems__([wanted])[0]
+        if isinstance(wanted, slice):
+            wanted = range(len(self))[wanted]
+        found = self.__getitems__(wanted)
+        return {name: [row[name] for row in found] for name in self.column_names}
+
+    def __getitems__(self, wanted: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        """Rows by their numbers, negative ones from the end, gathered all at once."""
+        columns = self._gather.columns(self._rows(self._numbers(wanted)))
+        cut = {name: np.split(values.astype(np.int64), offsets[1:-1])
+               for name, (offsets, values) in columns.items()}  # fmt: skip
+        return [{name: values[i] for name, values in cut.items()} for i in range(len(wanted))]
+
+    def select(self, wanted: Sequence[int]) -> View:
+        """A view of some of the rows, in that order."""
+        return View(self.folder, self.split, self._numbers(wanted))
+
+    def lengths(self) -> np.ndarray:
+        """(rows,) int64 tokens of each row."""
+        if self._first is None:
+            found = self._length.astype(np.int64)
+        else:
+            found = sums(self._length, self._first)
+        return found if self._chosen is None else found[self._chosen]
+
+    def targets(self) -> np.ndarray:
+        """(rows,) int64: tokens of each row that are predicted and in the loss."""
+        parts = [np.zeros(0, np.int64)]
+        for start in range(0, len(self), ROWS_AT_ONCE):
+            found = self._rows(self._numbers(range(len(self))[start : start + ROWS_AT_ONCE]))
+            trained = self._gather.trained(found.windows, without_first=True)
+            parts.append(found.sums(trained))
+        return np.concatenate(parts)
+
+    def check(self) -> None:
+        """Raises UserError where a token shard is missing; reading its rows would, too."""
+        segments = self._gather.segments
+        for file in dict.fromkeys(segments.files):
+            if not os.path.exists(file):
+                raise UserError(f"token shard {file} {segments.lost}")
+
+    @property
+    def _all(self) -> range:
+        return range(len(self._length) if self._first is None else len(self._first) - 1)
+
+    def _numbers(self, wanted: Sequence[int]) -> np.ndarray:
+        """Numbers of rows in the files."""
+        numbers = np.asarray(wanted, np.int64)
+        count = len(self)
+        if len(numbers) and not (-count <= numbers.min() and numbers.max() < count):
+            raise IndexError(f"no such row: {self.folder.name}, {self.split} has {count:,}")
+        numbers = np.where(numbers < 0, numbers + count, numbers)
+        return numbers if self._chosen is None else self._chosen[numbers]
+
+    def _rows(self, numbers: np.ndarray) -> Rows:
+        which, first = numbers, np.arange(len(numbers) + 1)
+        if self._first is not None:
+            begin = self._first[numbers].astype(np.int64)
+            count = self._first[numbers + 1] - begin
+            which, first = ranges(begin, count), np.concatenate([[0], np.cumsum(count)])
+        content = self._length[which].astype(np.int64) - self._gather.specials
+        start = np.zeros_like(which) if self._start is None else self._start[which]
+        windows = Windows(self._document[which].astype(np.int64), start.astype(np.int64), content)
+        return Rows(windows, first, self.packed)
+
+
+def open_cache(
+    folder: str | Path, split: str | None = None
+) -> dict[str, View | datasets.Dataset] | View | datasets.Dataset:
+    """The splits of a cache of either format by name, or one of them.
+
+    Raises UserError for a folder that is no cache, and for a split that it lacks.
+    """
+    try:
+        about = read_json(Path(folder, "cache.json"))
+        if "view" in about:
+            found = {name: View(folder, name) for name in about["splits"]}
+        else:
+            import datasets
+
+            found = dict(datasets.load_from_disk(str(folder)))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder}: the cache can't be read ({error}); remove the folder and run snakemake"
+        ) from None
+    if split is None:
+        return found
+    if split not in found:
+        raise UserError(f"{folder}: there is no split {split!r}; there are: {', '.join(found)}")
+    return found[split]
+
+
+def write(
+    folder: Path, splits: dict[str, SplitRows], max_length: int, out: Path
+) -> tuple[dict[str, Any], dict[Path, str]]:
+    """Write the files of a view that will be the folder `out`; what cache.json needs to say of
+    it, and the files' checksums."""
+    checksums = {}
+    for name, split in splits.items():
+        (folder / name).mkdir()
+        for file, columns in _tables(split, max_length, out).items():
+            path = folder / name / file
+            batch = pa.record_batch(columns)
+            with Writer(path, batch.schema) as writer:
+                writer.write(batch)
+            checksums[path] = writer.checksum()
+    one = splits["train"]
+    about = {
+        "prefix": one.gather.prefix,
+        "suffix": one.gather.suffix,
+        "packed": one.rows.packed,
+        "masked": one.gather.masked,
+    }
+    return about, checksums
+
+
+def _tables(split: SplitRows, max_length: int, out: Path) -> dict[str, dict[str, pa.Array]]:
+    """The columns of a split's files, in types no larger than they need."""
+    found, segments = split.rows.windows, split.gather.segments
+    document = np.uint32 if len(split.documents) < 2**32 else np.int64
+    length = np.uint16 if max_length < 2**16 else np.uint32
+    windows = {
+        "document": found.document.astype(document),
+        "length": (found.content + split.gather.specials).astype(length),
+    }
+    if found.start.any():
+        windows["start"] = found.start.astype(np.uint32)
+    shards = {file: os.path.relpath(file, out) for file in dict.fromkeys(segments.files)}
+    tables = {
+        "token_shards.arrow": {
+            "file": as_texts([shards[file] for file in segments.files]),
+            "batch": as_arrow(segments.batches),
+            "documents": as_arrow(np.diff(segments.first)),
+        },
+        "windows.arrow": {name: as_arrow(values) for name, values in windows.items()},
+    }
+    if split.rows.packed:
+        first = np.uint32 if len(found) < 2**32 else np.int64
+        tables["rows.arrow"] = {"first": as_arrow(split.rows.first.astype(first))}
+    return tables
+
+
+def _read(path: Path) -> pa.RecordBatch:
+    """The one record batch of a file of `write`, memory-mapped."""
+    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+        return reader.get_batch(0)

@@ -1,0 +1,127 @@
+"""`format: view`, as a user runs it."""
+
+import json
+import shutil
+
+import pytest
+from conftest import make_tokenizer
+from workflow import TINY, Workflow, rows
+
+from tokencache.view import View, open_cache
+
+
+def config(**more):
+    return {
+        "models": {"m": {"tokenizer": "tokenizer", "architecture": TINY}},
+        "datasets": {
+            "packed": {
+                "files": "a.jsonl",
+                "document": {"prompt": "Q {prompt}\n", "completion": "completion"},
+                "loss": "completion",
+                "packing": "best_fit",
+            },
+        },
+        "max_length": 48,
+        "shard_size": 1024,
+        "training": {"max_steps": 3, "per_device_train_batch_size": 2},
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The token shards, a cache as a dataset, and a model trained on it."""
+    folder = tmp_path_factory.mktemp("done") / "w"
+    make_tokenizer("bos_eos", folder / "tokenizer")
+    workflow = Workflow.new(folder, config(), {"a.jsonl": rows(200)})
+    workflow.run()
+    return workflow
+
+
+@pytest.fixture
+def workflow(done, tmp_path):
+    return done.copy(tmp_path / "w")
+
+
+def cache_of(workflow):
+    return next((workflow.folder / "cache/m/packed").glob("48-*"))
+
+
+def test_another_format_packs_again_and_trains_nothing(workflow):
+    dataset = cache_of(workflow)
+    workflow.configure(config(format="view"))
+    said = workflow.run("-n")
+    assert "new: format dataset → view" in said or "stale: format dataset → view" in said
+    assert workflow.rerun() == {"pack": 1}
+    views = {c for c in (workflow.folder / "cache/m/packed").glob("48-*")} - {dataset}
+    view = open_cache(views.pop(), "train")
+    assert isinstance(view, View) and view.packed
+    assert workflow.jobs() == {}, "the model is that of the dataset"
+    found = open_cache(dataset, "train").with_format("numpy")
+    assert [r["labels"].tolist() for r in view] == [r["labels"].tolist() for r in found]
+    assert "1 caches" in workflow.tokencache("summary")
+    workflow.configure(config())
+    assert workflow.jobs() == {}
+    # All that was made goes, whatever config made it.
+    workflow.run("--delete-all-output")
+    assert not (workflow.folder / "cache").exists() or not workflow.targets()
+
+
+def test_training_on_a_view_gives_the_same_weights(workflow):
+    before = workflow.files("results")
+    for folder in ("results", "cache/m"):
+        shutil.rmtree(workflow.folder / folder)
+    workflow.configure(config(format="view"))
+    assert workflow.jobs() == {"pack": 1, "train": 1}
+    workflow.run()
+    assert workflow.files("results") == before
+    cache = cache_of(workflow)
+    made = json.loads((cache / "cache.json").read_text())
+    assert made["settings"]["format"] == "view"
+    assert not list(cache.rglob("data-*.arrow"))
+    assert workflow.jobs() == {}
+
+
+def test_token_shards_that_a_view_needs_are_made_again(workflow):
+    workflow.configure(config(format="view"))
+    workflow.run("caches")
+    view = next(c for c in cache_of(workflow).parent.glob("48-*") if "view" in
+                json.loads((c / "cache.json").read_text()))  # fmt: skip
+    before, bytes_of_view = workflow.token_shards(), (view / "train/windows.arrow").read_bytes()
+    shutil.rmtree(workflow.folder / "cache/tokens")
+    shutil.rmtree(workflow.folder / "results")
+    said = workflow.run("-n")
+    assert "stale: its token shards are missing" in said
+    jobs = workflow.jobs("caches")
+    assert list(jobs) == ["tokenize"]
+    run = next(line for line in said.split() if line.startswith("results/m/packed/48-"))
+    for targets in ([], [run]):
+        assert workflow.jobs(*targets) == jobs | {"train": 1}
+    workflow.run()
+    assert workflow.token_shards() == before
+    assert (view / "train/windows.arrow").read_bytes() == bytes_of_view
+    assert workflow.jobs() == {}
+
+
+def test_a_run_refuses_a_view_without_its_token_shards(workflow):
+    workflow.configure(config(format="view"))
+    workflow.run("caches")
+    shutil.rmtree(workflow.folder / "results")
+    workflow.run("-n")
+    # Gone between the plan and the job.
+    plan = workflow.folder / "rules/train.smk"
+    plan.write_text(
+        plan.read_text().replace('"tokencache train', '"rm -r cache/tokens; tokencache train')
+    )
+    said = workflow.run(fails=True)
+    assert "is missing, and the view" in said and "run `snakemake caches`" in said
+    assert "Traceback" not in said
+
+
+def test_format_of_a_data_set_is_that_of_its_files(workflow):
+    wrong = config()
+    wrong["datasets"]["packed"]["format"] = "view"
+    workflow.configure(wrong)
+    said = workflow.run("-n", fails=True)
+    assert "datasets.packed.format: 'view' is not one of" in said
+    assert "`format: view` stands at the top level" in said
