@@ -172,8 +172,15 @@ def token_marks(cache):
 def cache_inputs(wildcards):
     path = f"{plan.cache}/{wildcards.cache}"
     cache = planned(plan.caches, path)
-    made_of = [cache["tokenizer"], *token_marks(cache)]
+    made_of = plan.parts_of(path) or [cache["tokenizer"], *token_marks(cache)]
     return unless_there(path, [*made_of, *image_inputs("tokenize")])
+
+
+def part_inputs(wildcards):
+    path = f"{plan.cache}/{wildcards.part}"
+    cache = planned(plan.caches, plan.cache_of(path))
+    made_of = [cache["tokenizer"], *token_marks(cache), *image_inputs("tokenize")]
+    return unless_there(path, made_of)
 
 
 def run_inputs(wildcards):

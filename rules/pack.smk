@@ -1,4 +1,24 @@
 # Token shards cut to max_length, packed and split: a data set that any trainer opens.
+# A large one is written in parts, which jobs of their own make.
+rule pack_part:
+    input:
+        part_inputs,
+    output:
+        update(directory(f"{settings.cache}/{{part}}")),
+    log:
+        "logs/pack_part/{part}.log",
+    benchmark:
+        "logs/pack_part/{part}.tsv"
+    wildcard_constraints:
+        part=f"{one_of(settings.models)}/.+/[.][0-9]+-[0-9a-f]+[.]parts/[0-9]+-of-[0-9]+",
+    container:
+        image("tokenize")
+    params:
+        plan=plan.path,
+    shell:
+        "tokencache pack-part --plan {params.plan} {output:q} 2>&1 | tee {log}"
+
+
 rule pack:
     input:
         cache_inputs,

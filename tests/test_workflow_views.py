@@ -1,4 +1,4 @@
-"""`format: view`, as a user runs it."""
+"""`format: view` and large caches in parts, as a user runs them."""
 
 import json
 import shutil
@@ -125,3 +125,65 @@ def test_format_of_a_data_set_is_that_of_its_files(workflow):
     said = workflow.run("-n", fails=True)
     assert "datasets.packed.format: 'view' is not one of" in said
     assert "`format: view` stands at the top level" in said
+
+
+# Parts
+
+
+def in_parts(workflow, size):
+    """As with data of many gigabytes: a job for each so many bytes of sources."""
+    resolve = workflow.folder / "src/tokencache/resolve.py"
+    text = resolve.read_text()
+    assert "BYTES_IN_A_PART = 2**31" in text
+    resolve.write_text(text.replace("BYTES_IN_A_PART = 2**31", f"BYTES_IN_A_PART = {size}"))
+    pack = workflow.folder / "src/tokencache/pack.py"
+    text = pack.read_text()
+    assert "TOKENS_IN_A_FILE = 2**26" in text
+    pack.write_text(text.replace("TOKENS_IN_A_FILE = 2**26", "TOKENS_IN_A_FILE = 500"))
+
+
+def test_parts_of_any_number_of_jobs_make_the_same_bytes(workflow):
+    size = (workflow.folder / "a.jsonl").stat().st_size
+    trees = []
+    for jobs in (1, 3, 12):
+        other = workflow.copy(workflow.folder / f"../{jobs}")
+        shutil.rmtree(other.folder / "cache/m")
+        in_parts(other, size // jobs)
+        wanted = {"pack": 1} | ({"pack_part": jobs} if jobs > 1 else {})
+        assert other.jobs() == wanted
+        other.run()
+        assert other.jobs() == {}
+        trees.append(other.files("cache/m"))
+    assert trees[0] == trees[1] == trees[2]
+    names = {name for name in trees[0] if name.endswith(".arrow")}
+    assert len(names) > 3 and not any(".parts" in name for name in trees[0])
+    state = next(json.loads(data) for name, data in trees[0].items()
+                 if name.endswith("train/state.json"))  # fmt: skip
+    assert len(state["_data_files"]) == sum("/train/" in name for name in names)
+
+
+def test_parts_that_are_there_are_not_written_again(workflow):
+    size = (workflow.folder / "a.jsonl").stat().st_size
+    before = workflow.copy(workflow.folder / "../one")
+    in_parts(before, size)
+    shutil.rmtree(before.folder / "cache/m")
+    before.run("caches")
+    shutil.rmtree(workflow.folder / "cache/m")
+    in_parts(workflow, size // 3)
+    # Stopped before the end.
+    rule = workflow.folder / "rules/pack.smk"
+    text = rule.read_text()
+    rule.write_text(text.replace('"tokencache pack ', '"false && tokencache pack '))
+    workflow.run(fails=True)
+    rule.write_text(text)
+    folder = next((workflow.folder / "cache/m/packed").glob(".48-*.parts"))
+    assert sorted(p.name for p in folder.iterdir()) == [f"00{n}-of-003" for n in range(3)]
+    assert workflow.jobs("caches") == {"pack": 1}
+    shutil.rmtree(folder / "001-of-003")
+    assert workflow.jobs("caches") == {"pack_part": 1, "pack": 1}
+    copy = workflow.copy(workflow.folder / "../deleted")
+    copy.run("--delete-all-output")
+    assert not list(copy.folder.glob("cache/m/packed/.48-*"))
+    workflow.run("caches")
+    assert not folder.exists()
+    assert workflow.files("cache/m") == before.files("cache/m")

@@ -16,7 +16,7 @@ COPIED = ("Snakefile", "rules", "profiles", "slurm", "src", "examples", "contain
 
 STAGES = (
     "build_image",
-    "fetch", "materialize_tokenizer", "train_tokenizer", "tokenize", "pack", "train",
+    "fetch", "materialize_tokenizer", "train_tokenizer", "tokenize", "pack_part", "pack", "train",
 )  # fmt: skip
 
 # What is measured, and so differs between two runs that make the same thing.

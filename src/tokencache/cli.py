@@ -17,7 +17,8 @@ STAGES = {
     "materialize-tokenizer": ("FOLDER", "put a given tokenizer into cache/tokenizers"),
     "train-tokenizer": ("FOLDER", "train a tokenizer into cache/tokenizers"),
     "tokenize": ("BATCH", "make the token shards of one batch of the plan"),
-    "pack": ("CACHE", "make one cache from its token shards"),
+    "pack-part": ("PART", "write one part of a large cache from its token shards"),
+    "pack": ("CACHE", "make one cache from its token shards, or of its parts"),
     "train": ("RUN", "train one model on one cache"),
 }
 
@@ -77,6 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
         "materialize-tokenizer": jobs.materialize_tokenizer,
         "train-tokenizer": jobs.train_a_tokenizer,
         "tokenize": jobs.tokenize_batch,
+        "pack-part": jobs.pack_part,
         "pack": jobs.pack_cache,
         "train": jobs.train_run,
     }[arguments.command]

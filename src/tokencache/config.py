@@ -27,7 +27,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 # Names of the workflow's own rules, targets and folders, which no model can have.
 RESERVED = {
     "all", "caches", "fetch", "materialize_tokenizer", "train_tokenizer", "tokenize", "pack",
-    "train", "images", "build_image", "sources", "tokenizers", "tokens",
+    "pack_part", "train", "images", "build_image", "sources", "tokenizers", "tokens",
 }  # fmt: skip
 
 

@@ -5,12 +5,13 @@ Each stage is imported by its own job alone: a job that packs does not wait for 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .plan import Plan, checkpoints_path
+from .plan import Plan, checkpoints_path, parts_path
 from .readers import Piece, Source
 
 
@@ -77,7 +78,22 @@ def tokenize_batch(plan: Plan, name: str) -> None:
 def pack_cache(plan: Plan, path: str) -> None:
     from . import pack
 
-    pack.build(plan.caches[path], _tokens_of(plan, path), Path(path))
+    parts = [Path(part) for part in plan.parts_of(path)]
+    there = parts if all(part.exists() for part in parts) else []
+    pack.build(plan.caches[path], _tokens_of(plan, path), Path(path), there)
+    if parts:
+        shutil.rmtree(parts_path(path), ignore_errors=True)
+
+
+def pack_part(plan: Plan, path: str) -> None:
+    from . import pack
+
+    cache = plan.cache_of(path)
+    entry, parts = plan.caches[cache], plan.parts_of(cache)
+    if path not in parts:
+        raise KeyError(path)
+    number = parts.index(path)
+    pack.build_part(entry, _tokens_of(plan, cache), Path(path), number, len(parts))
 
 
 def _tokens_of(plan: Plan, path: str) -> dict[str, Any]:

@@ -7,7 +7,9 @@ copy of the tokens is the one that is written, and a view has none.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pyarrow as pa
 
 from . import view
 from .errors import UserError
-from .files import hash_file, key_of, published
+from .files import hash_file, key_of, published, read_json
 from .gather import Gatherer, SplitRows
 from .progress import Progress
 from .readers import as_arrow
@@ -28,6 +30,7 @@ from .windows import draw_validation, rows, windows
 ROWS_IN_A_BATCH = 1000
 TOKENS_IN_A_BATCH = 2**22  # ends a batch earlier, so that long rows need no more memory
 TOKENS_IN_A_FILE = 2**26  # of a split; some hundred MB
+PART = "part.json"
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,15 @@ class DataFile:
         return f"{self.split}/{self.name}"
 
 
-def build(cache: dict[str, Any], tokens: dict[str, Any], out: Path) -> dict[str, Any]:
+def build(
+    cache: dict[str, Any], tokens: dict[str, Any], out: Path, parts: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Build a cache folder and publish it by one rename; returns cache.json's content.
 
     cache: the plan's entry. tokens: {"prefix", "suffix": special token counts,
     "splits": {split: {"paths": token shards, "shards": source shard keys}},
-    "provenance": what goes into cache.json as it is}.
+    "provenance": what goes into cache.json as it is}. parts: folders of `build_part`,
+    which together hold the data files; without them they are written here.
     """
     splits, counts = _splits(cache, tokens)
     made = {name: _counted(split, cache["max_length"]) for name, split in splits.items()}
@@ -60,7 +66,7 @@ def build(cache: dict[str, Any], tokens: dict[str, Any], out: Path) -> dict[str,
         if cache.get("format") == "view":
             about["view"], checksums = view.write(folder, splits, cache["max_length"], out)
         else:
-            checksums = _write_dataset(folder, cache, splits)
+            checksums = _write_dataset(folder, cache, splits, parts)
         summary = {
             **tokens["provenance"],
             **about,
@@ -71,6 +77,20 @@ def build(cache: dict[str, Any], tokens: dict[str, Any], out: Path) -> dict[str,
         }
         (folder / "cache.json").write_text(_dumps(summary), encoding="utf-8")
     return summary
+
+
+def build_part(
+    cache: dict[str, Any], tokens: dict[str, Any], out: Path, number: int, count: int
+) -> None:
+    """Publish part `number` of `count` of a large dataset: some of its data files, whole.
+
+    Which files there are and what is in them is the same for every count.
+    """
+    splits, _ = _splits(cache, tokens)
+    with published(out, folder=True) as folder:
+        checksums = _write_files(folder, cache, splits, _data_files(splits)[number::count])
+        files = {str(path.relative_to(folder)): digest for path, digest in checksums.items()}
+        (folder / PART).write_text(_dumps({"key": cache["key"], "files": files}))
 
 
 def _dumps(value: Any) -> str:
@@ -143,11 +163,14 @@ def _files(folder: Path, checksums: dict[Path, str]) -> dict[str, dict[str, Any]
 
 
 def _write_dataset(
-    folder: Path, cache: dict[str, Any], splits: dict[str, SplitRows]
+    folder: Path, cache: dict[str, Any], splits: dict[str, SplitRows], parts: Sequence[Path]
 ) -> dict[Path, str]:
     """Returns the checksums of the data files."""
     files = _data_files(splits)
-    checksums = _write_files(folder, cache, splits, files)
+    if parts:
+        checksums = _join(folder, cache, files, parts)
+    else:
+        checksums = _write_files(folder, cache, splits, files)
     for name, split in splits.items():
         names = [file.name for file in files if file.split == name]
         info = {"features": _features(_schema(split)), "citation": "", "description": "",
@@ -198,6 +221,37 @@ def _write_files(
                     writer.write(pa.record_batch(arrays, schema=schema))
                     progress.update(stop - start)
             checksums[path] = writer.checksum()
+    return checksums
+
+
+def _join(
+    folder: Path, cache: dict[str, Any], files: list[DataFile], parts: Sequence[Path]
+) -> dict[Path, str]:
+    """Take data files over that several jobs wrote; returns their checksums."""
+    written: dict[str, tuple[Path, str]] = {}
+    for part in parts:
+        about = read_json(part / PART)
+        if about["key"] == cache["key"]:
+            written |= {path: (part / path, digest) for path, digest in about["files"].items()}
+    checksums = {}
+    for file in files:
+        if file.path not in written:
+            raise UserError(
+                f"{folder.name}: no part holds {file.path}; remove {parts[0].parent} and run "
+                "snakemake again"
+            )
+        path = folder / file.path
+        path.parent.mkdir(exist_ok=True)
+        source, checksums[path] = written[file.path]
+        try:
+            os.link(source, path)
+        except FileNotFoundError:
+            raise UserError(
+                f"{source} is gone: another process has made this cache meanwhile; run snakemake "
+                "again"
+            ) from None
+        except OSError:  # a file system without links
+            shutil.copyfile(source, path)
     return checksums
 
 

@@ -52,6 +52,11 @@ def building_path(cache: Path) -> Path:
     return cache.parent / f".{cache.name}.building"
 
 
+def parts_path(cache: str) -> Path:
+    """Where the parts of a large cache stand until it is made of them."""
+    return Path(cache).parent / f".{Path(cache).name}.parts"
+
+
 def checkpoints_path(run: str) -> Path:
     """Where a run that is not finished keeps what it needs to go on."""
     return Path(run).parent / f".{Path(run).name}.checkpoints"
@@ -138,6 +143,20 @@ class Plan:
 
     def batches_of(self, token_set: str) -> list[str]:
         return [name for name, b in self.batches.items() if token_set in b["token_sets"]]
+
+    def parts_of(self, cache: str) -> list[str]:
+        """The folders that several jobs write a large cache into; none for others."""
+        count = self.caches[cache]["parts"]
+        names = (f"{number:03d}-of-{count:03d}" for number in range(count if count > 1 else 0))
+        return [str(parts_path(cache) / name) for name in names]
+
+    def cache_of(self, part: str) -> str:
+        """The cache that a part is of; the part itself where it is none."""
+        return self._cache_of.get(part, part)
+
+    @cached_property
+    def _cache_of(self) -> dict[str, str]:
+        return {part: cache for cache in self.caches for part in self.parts_of(cache)}
 
     def lacking(self, cache: str) -> list[str]:
         """The token shards without which a view that is there can't be read."""

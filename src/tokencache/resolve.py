@@ -19,6 +19,10 @@ CACHE_VERSION = 1
 # Raise when the same cache, weights and settings train to other weights.
 RUN_VERSION = 1
 
+# Of sources, about: what one job writes the rows of.
+BYTES_IN_A_PART = 2**31
+MOST_PARTS = 256
+
 
 def resolve(config: Config) -> Plan:
     """Hash what is new, derive every key, and find which token shards are missing."""
@@ -297,12 +301,19 @@ class _Resolver:
         return target_path(self.config.cache, model, name, max_length, key), {
             "key": key,
             "rows_key": rows_key,
+            "parts": 1 if self.config.format == "view" else self._parts(tokens["splits"]),
             "model": model,
             "dataset": name,
             "token_set": token_set,
             "tokenizer": self._folder(facts),
             **decides,
         }
+
+    def _parts(self, splits: dict[str, list[str]]) -> int:
+        """How many jobs write a dataset; they make the same bytes, however many."""
+        shards = [self.tokens[key]["shard"] for keys in splits.values() for key in keys]
+        total = sum(self.shards[shard]["bytes"] or self.config.shard_size for shard in shards)
+        return min(MOST_PARTS, max(1, round(total / BYTES_IN_A_PART)))
 
     def _run(self, model: str, path: str, cache: dict[str, Any]) -> tuple[str, dict] | None:
         settings = self.config.models[model]

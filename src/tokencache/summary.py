@@ -49,7 +49,7 @@ def _row(plan: Plan, path: str, run: str | None) -> list[Any]:
         sum(counts["documents"] for counts in cache["documents"].values()),
         tokens,
         tokens / (rows * cache["settings"]["max_length"]),
-        _job("pack", Path(path).relative_to(plan.cache)) or None,
+        _packing(plan, path) or None,
         (_job("train", Path(run).relative_to(plan.results)) or None) if run else None,
         trained.get("validation_loss_before"),
         trained.get("validation_loss"),
@@ -63,7 +63,7 @@ def _totals(plan: Plan) -> str:
         "train tokenizers": [_job("train_tokenizer", Path(f).name) for f in plan.tokenizers],
         "tokenize": [_measured(file) for d in {c["dataset"] for c in plan.caches.values()}
                      for file in LOGS.glob(f"tokenize/{d}-*.tsv")],
-        "pack": [_job("pack", Path(path).relative_to(plan.cache)) for path in plan.caches],
+        "pack": [_packing(plan, path) for path in plan.caches],
         "train": [_job("train", Path(path).relative_to(plan.results)) for path in plan.runs],
     }  # fmt: skip
     said = ", ".join(f"{stage} {sum(seconds):.1f}" for stage, seconds in spent.items())
@@ -92,6 +92,8 @@ def _jobs(plan: Plan) -> Iterator[tuple[str, str | Path]]:
     for batch in plan.batches:
         yield "tokenize", batch
     for path in plan.caches:
+        for part in plan.parts_of(path):
+            yield "pack_part", Path(part).relative_to(plan.cache)
         yield "pack", Path(path).relative_to(plan.cache)
     for path in plan.runs:
         yield "train", Path(path).relative_to(plan.results)
@@ -104,6 +106,12 @@ def _node(log: Path) -> str | None:
     except FileNotFoundError:
         return None
     return found[1] if found else None
+
+
+def _packing(plan: Plan, cache: str) -> float:
+    """Seconds of all jobs that made a cache."""
+    jobs = [("pack_part", part) for part in plan.parts_of(cache)] + [("pack", cache)]
+    return sum(_job(stage, Path(path).relative_to(plan.cache)) for stage, path in jobs)
 
 
 def _job(stage: str, target: str | Path) -> float:
