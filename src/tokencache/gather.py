@@ -40,9 +40,7 @@ class Gatherer:
         labels = _labels(ids, ends - lengths, spans, found.packed)
         made = {"input_ids": (offsets, ids), "labels": (offsets, labels)}
         if found.packed:
-            positions = np.arange(len(ids), dtype=np.int32)
-            positions -= np.repeat((ends - lengths).astype(np.int32), lengths)
-            made["position_ids"] = (offsets, positions)
+            made["position_ids"] = (offsets, _positions(lengths, ends))
             made["seq_lengths"] = (found.first, lengths.astype(np.int32))
         return made
 
@@ -145,6 +143,14 @@ class Gatherer:
             one = int(number[mine[0]])
             made.append((self.segments[one], mine, found.document[mine] - self.segments.first[one]))
         return made
+
+
+def _positions(lengths: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """(tokens,) int32: 0, 1, … in each window, none of which is empty."""
+    steps = np.ones(ends[-1] if len(ends) else 0, np.int32)
+    steps[:1] = 0
+    steps[ends[:-1]] = 1 - lengths[:-1]
+    return np.cumsum(steps, dtype=np.int32, out=steps)
 
 
 @dataclass(frozen=True)

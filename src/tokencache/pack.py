@@ -61,15 +61,13 @@ def build(
     splits, counts = _splits(cache, tokens)
     made = {name: _counted(split, cache["max_length"]) for name, split in splits.items()}
     _check(cache, made, counts)
-    about: dict[str, Any] = {}
     with published(out, folder=True) as folder:
         if cache.get("format") == "view":
-            about["view"], checksums = view.write(folder, splits, cache["max_length"], out)
+            checksums = view.write(folder, splits, cache["max_length"], out)
         else:
             checksums = _write_dataset(folder, cache, splits, parts)
         summary = {
             **tokens["provenance"],
-            **about,
             "key": cache["key"],
             "documents": counts,
             "splits": made,

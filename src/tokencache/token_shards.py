@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,21 +39,21 @@ LOST = (
 class Segments:
     """The record batches of some token shards, in order; each is opened when it is needed.
 
-    files: (n,) their shards' paths; batches: (n,) their numbers there; first: (n + 1,) int64
+    path(number): that of its shard; batches: (n,) their numbers there; first: (n + 1,) int64
     the number of the first document of each, over all; lost: what to say of a shard that is
     not there. Raises UserError for such a one, and for one that holds something else.
     """
 
     def __init__(
-        self, files: Sequence[str], batches: np.ndarray, documents: np.ndarray, lost: str
+        self, path: Callable[[int], str], batches: np.ndarray, documents: np.ndarray, lost: str
     ) -> None:
-        self.files, self.batches, self.lost = files, batches, lost
+        self.path, self.batches, self.lost = path, batches, lost
         self.first = np.concatenate([[0], np.cumsum(documents, dtype=np.int64)])
         self._opened: dict[int, Segment] = {}
 
     def __getitem__(self, number: int) -> Segment:
         if number not in self._opened:
-            path = self.files[number]
+            path = self.path(number)
             found = _read(path, self.lost)[1]
             batch = int(self.batches[number])
             documents = self.first[number + 1] - self.first[number]
@@ -64,6 +64,9 @@ class Segments:
                 )
             self._opened[number] = found[batch]
         return self._opened[number]
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
     def of(self, documents: np.ndarray) -> np.ndarray:
         """(n,) the segment of each document."""
@@ -93,7 +96,7 @@ class Documents:
         lengths = [np.diff(segment.offsets) for segment in opened]
         self.length = np.concatenate([np.zeros(0, np.int64), *lengths])
         documents = np.array([len(segment) for segment in opened], np.int64)
-        self.segments = Segments(files, np.array(batches, np.int32), documents, LOST)
+        self.segments = Segments(files.__getitem__, np.array(batches, np.int32), documents, LOST)
         self.segments._opened.update(enumerate(opened))
 
     def __len__(self) -> int:

@@ -1,6 +1,6 @@
 """Views: caches that hold which tokens of which token shards make up a row, and no tokens.
 
-    cache.json                  with "view": {"prefix", "suffix", "packed", "masked"}
+    view.json                   {"splits", "prefix", "suffix", "packed", "masked"}
     SPLIT/token_shards.arrow    file, batch, documents: the record batches of the token shards
     SPLIT/windows.arrow         document (counted over those), length (special tokens included);
                                 with overflow: split also start, the first content token
@@ -11,6 +11,7 @@ A row reads as it does from a dataset. This needs neither torch nor `datasets`.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from .windows import Rows, Windows, ranges, sums
 if TYPE_CHECKING:
     import datasets
 
+VIEW_FILE = "view.json"
 ROWS_AT_ONCE = 2**20
 
 
@@ -44,16 +46,19 @@ class View:
     def __init__(self, folder: str | Path, split: str, chosen: np.ndarray | None = None) -> None:
         self.folder, self.split = Path(os.path.realpath(folder)), split
         self._chosen = chosen
-        view = read_json(self.folder / "cache.json")["view"]
+        view = read_json(self.folder / VIEW_FILE)
         self.packed: bool = view["packed"]
         shards = _read(self.folder / split / "token_shards.arrow")
-        files = [os.path.normpath(self.folder / file) for file in shards.column("file").to_pylist()]
+        files = shards.column("file")
         batches, documents = as_numpy(shards.column("batch")), as_numpy(shards.column("documents"))
         lost = (
             f"is missing, and the view {self.folder} holds no tokens itself; run "
             "`snakemake caches` with the config.yaml that the view was made with: it makes it again"
         )
-        segments = Segments(files, batches, documents, lost)
+        segments = Segments(
+            lambda number: os.path.normpath(self.folder / files[number].as_py()),
+            batches, documents, lost,
+        )  # fmt: skip
         self._gather = Gatherer(segments, view["prefix"], view["suffix"], view["masked"])
         found = _read(self.folder / split / "windows.arrow")
         self._document, self._length = (as_numpy(found.column(n)) for n in ("document", "length"))
@@ -115,7 +120,7 @@ class View:
     def check(self) -> None:
         """Raises UserError where a token shard is missing; reading its rows would, too."""
         segments = self._gather.segments
-        for file in dict.fromkeys(segments.files):
+        for file in dict.fromkeys(map(segments.path, range(len(segments)))):
             if not os.path.exists(file):
                 raise UserError(f"token shard {file} {segments.lost}")
 
@@ -152,9 +157,9 @@ def open_cache(
     Raises UserError for a folder that is no cache, and for a split that it lacks.
     """
     try:
-        about = read_json(Path(folder, "cache.json"))
-        if "view" in about:
-            found = {name: View(folder, name) for name in about["splits"]}
+        if Path(folder, VIEW_FILE).exists():
+            splits = read_json(Path(folder, VIEW_FILE))["splits"]
+            found = {name: View(folder, name) for name in splits}
         else:
             import datasets
 
@@ -172,9 +177,8 @@ def open_cache(
 
 def write(
     folder: Path, splits: dict[str, SplitRows], max_length: int, out: Path
-) -> tuple[dict[str, Any], dict[Path, str]]:
-    """Write the files of a view that will be the folder `out`; what cache.json needs to say of
-    it, and the files' checksums."""
+) -> dict[Path, str]:
+    """Write the files of a view that will be the folder `out`; returns checksums of the large."""
     checksums = {}
     for name, split in splits.items():
         (folder / name).mkdir()
@@ -185,13 +189,15 @@ def write(
                 writer.write(batch)
             checksums[path] = writer.checksum()
     one = splits["train"]
-    about = {
+    view = {
+        "splits": list(splits),
         "prefix": one.gather.prefix,
         "suffix": one.gather.suffix,
         "packed": one.rows.packed,
         "masked": one.gather.masked,
     }
-    return about, checksums
+    (folder / VIEW_FILE).write_text(json.dumps(view))
+    return checksums
 
 
 def _tables(split: SplitRows, max_length: int, out: Path) -> dict[str, dict[str, pa.Array]]:
@@ -205,10 +211,11 @@ def _tables(split: SplitRows, max_length: int, out: Path) -> dict[str, dict[str,
     }
     if found.start.any():
         windows["start"] = found.start.astype(np.uint32)
-    shards = {file: os.path.relpath(file, out) for file in dict.fromkeys(segments.files)}
+    files = [segments.path(number) for number in range(len(segments))]
+    shards = {file: os.path.relpath(file, out) for file in dict.fromkeys(files)}
     tables = {
         "token_shards.arrow": {
-            "file": as_texts([shards[file] for file in segments.files]),
+            "file": as_texts([shards[file] for file in files]),
             "batch": as_arrow(segments.batches),
             "documents": as_arrow(np.diff(segments.first)),
         },
