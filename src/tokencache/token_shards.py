@@ -55,14 +55,16 @@ class Segments:
         if number not in self._opened:
             path = self.path(number)
             found = _read(path, self.lost)[1]
-            batch = int(self.batches[number])
-            documents = self.first[number + 1] - self.first[number]
-            if batch >= len(found) or len(found[batch]) != documents:
+            first = number - int(self.batches[number])
+            stop = first + len(found)
+            batches, counts = self.batches[first:stop], np.diff(self.first[first : stop + 1])
+            as_made = batches.tolist() == list(range(len(found)))
+            if number >= stop or not as_made or counts.tolist() != [len(s) for s in found]:
                 raise UserError(
                     f"token shard {path} is not what it was when it was made; remove it and run "
                     "snakemake again, which makes it anew"
                 )
-            self._opened[number] = found[batch]
+            self._opened.update(enumerate(found, first))
         return self._opened[number]
 
     def __len__(self) -> int:
