@@ -13,6 +13,10 @@ rule pack_part:
         part=f"{one_of(settings.models)}/.+/[.][0-9]+-[0-9a-f]+[.]parts/[0-9]+-of-[0-9]+",
     container:
         image("tokenize")
+    threads: of(part_needs, "threads")
+    resources:
+        mem_mb=of(part_needs, "mem_mb"),
+        runtime=of(part_needs, "minutes"),
     params:
         plan=plan.path,
     shell:

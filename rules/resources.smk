@@ -15,6 +15,10 @@ def pack_needs(wildcards):
     return resources.packing(plan, f"{plan.cache}/{wildcards.cache}")
 
 
+def part_needs(wildcards):
+    return resources.packing(plan, plan.cache_of(f"{plan.cache}/{wildcards.part}"))
+
+
 def train_needs(wildcards):
     return resources.training(plan, f"{plan.results}/{wildcards.run}")
 

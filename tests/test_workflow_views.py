@@ -7,6 +7,7 @@ import pytest
 from conftest import make_tokenizer
 from workflow import TINY, Workflow, rows
 
+import tokencache
 from tokencache.view import View, open_cache
 
 
@@ -186,3 +187,17 @@ def test_parts_that_are_there_are_not_written_again(workflow):
     workflow.run("caches")
     assert not folder.exists()
     assert workflow.files("cache/m") == before.files("cache/m")
+
+
+def test_load_opens_a_view_and_makes_its_token_shards_again(workflow):
+    workflow.configure(config(format="view"))
+    workflow.run("caches")
+
+    def load(**more):
+        return tokencache.load("m", "packed", 48, config=workflow.folder, **more)
+
+    rows_of = [row["input_ids"].tolist() for row in load(split="train")]
+    shutil.rmtree(workflow.folder / "cache/tokens")
+    with pytest.raises(tokencache.UserError, match="is not there: make it with"):
+        load()
+    assert [row["input_ids"].tolist() for row in load(build=True)["train"]] == rows_of

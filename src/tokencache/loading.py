@@ -26,6 +26,7 @@ from .files import read_json
 from .messages import unknown
 from .plan import PLANNING, building_path
 from .resolve import resolve
+from .view import VIEW_FILE, View, open_cache
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -60,10 +61,11 @@ def load(
     timeout: float = 86400.0,
     dead_after: float = 60.0,
     arguments: Sequence[str] = ("--cores", "all"),
-) -> DatasetDict | Dataset:
+) -> DatasetDict | Dataset | dict[str, View] | View:
     """The cache of a model, a data set and a max_length that config.yaml names.
 
-    Returns what `datasets.load_from_disk` gives: all splits, or the one named by `split`.
+    Returns what `datasets.load_from_disk` gives, and with `format: view` what `open_cache`
+    does: all splits, or the one named by `split`.
     May be called by any number of processes on any machines at once.
 
     config: a file, a folder with a config.yaml, or a list of files of which later ones
@@ -125,11 +127,13 @@ def _working_in(folder: Path) -> Iterator[None]:
 class _Target:
     """A cache, and how it is made.
 
-    path: of the cache; name: the same as snakemake knows it, in `folder`.
+    path: of the cache; name: the same as snakemake knows it, in `folder`. lacking: the
+    token shards without which it can't be read, and which were missing.
     """
 
     path: Path
     name: str
+    lacking: list[Path]
     folder: Path
     files: list[Path]
     wanted: Combination
@@ -147,12 +151,14 @@ class _Target:
             with lease.one_first(PLANNING, dead_after):
                 plan = resolve(settings)
         [name] = plan.caches
-        return cls((folder / name).resolve(), name, folder, files, wanted)
+        lacking = [folder / plan.tokens_path(key) for key in plan.lacking(name)]
+        return cls((folder / name).resolve(), name, lacking, folder, files, wanted)
 
     def is_there(self) -> bool:
         # Listing the folder, other than asking for the name, sees what other machines made.
         with contextlib.suppress(OSError):
-            return self.path.name in os.listdir(self.path.parent)
+            found = self.path.name in os.listdir(self.path.parent)
+            return found and all(shard.exists() for shard in self.lacking)
         return False
 
     def place(self) -> Path:
@@ -163,7 +169,8 @@ class _Target:
 
     def command(self, arguments: list[str]) -> list[str]:
         """What makes the cache, run in `folder`."""
-        words = [self.name, *arguments]
+        # Of a view that is there, snakemake makes the token shards for that target alone.
+        words = ["caches" if self.lacking else self.name, *arguments]
         if SNAKEFILE.parent != self.folder:
             words += ["--snakefile", str(SNAKEFILE)]
         if self.files != [self.folder / "config.yaml"]:
@@ -352,7 +359,7 @@ def _environment() -> dict[str, str]:
 # Opening
 
 
-def _opened(folder: Path, split: str | None) -> DatasetDict | Dataset:
+def _opened(folder: Path, split: str | None) -> DatasetDict | Dataset | dict[str, View] | View:
     """Open a cache whose files are as long as its cache.json says."""
     mend = f"delete {folder} and make it again"
     try:
@@ -372,6 +379,8 @@ def _opened(folder: Path, split: str | None) -> DatasetDict | Dataset:
                 f"{folder / name} is damaged: it has {found:,} bytes instead of "
                 f"{entry['bytes']:,}; {mend}"
             )
+    if (folder / VIEW_FILE).exists():
+        return open_cache(folder, split)
     # Imported here: it takes a second, and a cache that is missing needs none of it.
     import datasets
 
