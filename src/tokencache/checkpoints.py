@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from .files import hash_file, is_running, process_tag, published, read_json, wri
 from .metrics import say
 
 ABOUT = "tokencache.json"
+WAIT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,23 @@ class Checkpoint:
     seconds: float
 
 
+def wait_for_others(checkpoints: Path) -> None:
+    """Return when no other process of this machine trains the run of these checkpoints."""
+    said = None
+    while (tag := _living(checkpoints)) is not None:
+        if tag != said:
+            number = tag.split("-")[-2]
+            say(f"process {number} trains this run already; waiting until it ends")
+            said = tag
+        time.sleep(WAIT_SECONDS)
+
+
+def _living(checkpoints: Path) -> str | None:
+    """The tag of another process of this machine that has claimed these checkpoints."""
+    tags = (claim.name.removeprefix("claim.") for claim in checkpoints.glob("claim.*"))
+    return next((tag for tag in tags if tag != process_tag() and is_running(tag)), None)
+
+
 @contextmanager
 def claimed(checkpoints: Path) -> Iterator[None]:
     """The checkpoints of a run that no other process of this machine trains meanwhile.
@@ -38,11 +57,9 @@ def claimed(checkpoints: Path) -> Iterator[None]:
     """
     checkpoints.mkdir(parents=True, exist_ok=True)
     mine = checkpoints / f"claim.{process_tag()}"
-    others = [claim for claim in checkpoints.glob("claim.*") if claim != mine]
-    for claim in others:
-        tag = claim.name.removeprefix("claim.")
-        if is_running(tag):
-            raise UserError(f"process {tag.split('-')[-2]} trains this run; wait until it ends")
+    if (tag := _living(checkpoints)) is not None:
+        raise UserError(f"process {tag.split('-')[-2]} trains this run; wait until it ends")
+    for claim in checkpoints.glob("claim.*"):
         claim.unlink(missing_ok=True)
     mine.touch()
     try:

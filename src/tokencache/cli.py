@@ -10,7 +10,7 @@ from pathlib import Path
 from . import __version__, launch, ranks, slurm
 from .errors import UserError
 from .files import DISK_FULL
-from .plan import Plan
+from .plan import Plan, checkpoints_path
 
 STAGES = {
     "fetch": ("FOLDER", "load a hub data set into cache/sources"),
@@ -56,6 +56,11 @@ def run(arguments: argparse.Namespace) -> None:
     if not ranks.launched() and getattr(arguments, "rendezvous", None) is None:
         # The summary finds this in the job's log.
         print(f"tokencache {__version__} on {slurm.nodes()}", file=sys.stderr)
+        if arguments.command == "train":
+            from . import checkpoints
+
+            # A job that lost its run, as a killed snakemake leaves them, may be at it.
+            checkpoints.wait_for_others(checkpoints_path(arguments.target))
         if arguments.command != "tokenize" and Path(arguments.target).exists():
             print(f"{arguments.target} is there: another process made it", file=sys.stderr)
             return

@@ -59,16 +59,17 @@ def _train(run: dict[str, Any], out: Path, checkpoints: Path) -> None:
     if splits["train"].packed:
         worst = models.check_packing(model, run, collator)
         say(f"packed rows: documents are kept apart (logits differ by {worst:.0e} of their spread)")
+    # To the end: whoever waits for this process finds what it made.
     with saved.claimed(checkpoints) if ranks.first() else nullcontext():
         newest = saved.newest(checkpoints, run["key"]) if ranks.first() else None
         trainer.run_from(collectives.from_first(newest))
-    if not ranks.first():
-        return
-    if use_cache is not None:
-        model.config.use_cache = use_cache  # the trainer turns it off
-    with saved.disk_full_said(out), published(out, folder=True) as folder:
-        _write_results(folder, run, trainer, splits, precision)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+        if not ranks.first():
+            return
+        if use_cache is not None:
+            model.config.use_cache = use_cache  # the trainer turns it off
+        with saved.disk_full_said(out), published(out, folder=True) as folder:
+            _write_results(folder, run, trainer, splits, precision)
+        shutil.rmtree(checkpoints, ignore_errors=True)
     say(f"{out}: done")
 
 
