@@ -12,10 +12,12 @@ choose() {
   folder=$(readlink -m "${1:-${TOKENCACHE_CLUSTER:-/opt/tokencache-cluster}}")
 }
 
-# Whether a pid file names a process of that program that runs.
+# Whether a pid file names a process of that program that runs: one that was killed and that
+# nobody has waited for yet has a name, but no program.
 runs() {
   local pid
-  pid=$(cat "$1" 2>/dev/null) && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$2" ]
+  pid=$(cat "$1" 2>/dev/null) && [ -e "/proc/$pid/exe" ] &&
+    [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$2" ]
 }
 
 # The cluster's daemons that run, the nodes first: each with its pid file.
