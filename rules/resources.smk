@@ -37,7 +37,12 @@ def ask_about_jobs():
     given = workflow.executor_settings
     if not hasattr(given, "status_command"):
         return
+    import snakemake_executor_plugin_slurm as plugin
+
     try:
         given.status_command = slurm.status_command(given.init_seconds_before_status_checks)
     except UserError as error:
         stop(error)
+    # Or the plugin takes sacct, records or none, whenever SLURM does not answer.
+    plugin.is_query_tool_available = lambda tool: tool == given.status_command
+    plugin.query_job_status = slurm.without_lost_jobs(plugin.query_job_status)

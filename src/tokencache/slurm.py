@@ -7,6 +7,8 @@ import re
 import shutil
 import socket
 import subprocess
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from .errors import UserError
 
@@ -44,6 +46,37 @@ def status_command(seconds: int) -> str:
             f"in slurm/config.yaml, {DOCS}"
         )
     return "squeue"
+
+
+Answer = tuple[dict[str, str] | None, float | None]
+Ask = Callable[[str, Any], Awaitable[Answer]]
+
+
+def without_lost_jobs(ask: Ask) -> Ask:
+    """`query_job_status` of Snakemake's plugin, so that it never waits for ever for a job.
+
+    The plugin forgets its jobs when SLURM does not answer for a while, and goes on waiting
+    for a job that was cancelled ("CANCELLED by 1000" says sacct) or preempted, or that squeue
+    has forgotten since it was asked last.
+
+    Returns a coroutine function with the same arguments and the same result: the state of
+    each job by its number, and seconds. The plugin waits on for jobs without a state.
+    """
+    seen: set[str] = set()
+
+    async def asked(command: str, logger: Any) -> Answer:
+        found, seconds = await ask(command, logger)
+        if found is None:
+            return {}, 0.0
+        states = {job: state.split()[0] for job, state in found.items() if state}
+        states |= {job: "CANCELLED" for job, state in states.items() if state == "PREEMPTED"}
+        if command.startswith("squeue"):
+            # How they ended is unknown. Started again, a job finds what is there already.
+            states |= dict.fromkeys(seen - states.keys(), "FAILED")
+        seen.update(states)
+        return states, seconds
+
+    return asked
 
 
 def _run(*words: str) -> subprocess.CompletedProcess[str]:
