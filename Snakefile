@@ -72,3 +72,5 @@ onsuccess:
 
 onerror:
     plan.remove_marks()
+    for line in lost_images():
+        print(line, file=sys.stderr)

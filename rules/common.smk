@@ -145,6 +145,13 @@ def image_inputs(name):
     return unless_there(image(name), [image(name)])
 
 
+def lost_images():
+    """What to say of images that were there when this run began."""
+    names = images.NAMES if containers else []
+    lost = [n for n in names if not Path(image(n)).exists() and not image_inputs(n)]
+    return [f"tokencache: {image(n)} is gone; run again, which builds it first" for n in lost]
+
+
 def trained_tokenizer_inputs(wildcards):
     folder = tokenizer_path(plan.cache, wildcards.tokenizer)
     shards = [plan.data["shards"][shard] for _, shard in plan.tokenizers[folder]["texts"]]
