@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,37 @@ def tokenizer_folder(tmp_path_factory):
         return made[name]
 
     return folder
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster that runs, and Apptainer on PATH, from the scripts that users have for it."""
+    from slurm_cluster import script
+
+    if os.geteuid() != 0 or 'VERSION_ID="12"' not in Path("/etc/os-release").read_text():
+        pytest.skip("SLURM is installed and started by root of a Debian 12")
+    script("install-apptainer.sh")
+    script("install-slurm.sh")
+    before = subprocess.run(["sinfo"], capture_output=True).returncode == 0
+    script("start.sh")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", os.pathsep.join(["/opt/apptainer/usr/bin", os.environ["PATH"]]))
+        yield
+    if not before:
+        script("stop.sh")
+
+
+@pytest.fixture
+def calls(tmp_path, monkeypatch):
+    """A file that gets the words of each call of sbatch."""
+    wrapper = tmp_path / "bin/sbatch"
+    wrapper.parent.mkdir()
+    log = tmp_path / "calls"
+    real = subprocess.run(["which", "sbatch"], capture_output=True, text=True).stdout.strip()
+    wrapper.write_text(f'#!/bin/sh\necho "$*" | head -n 1 >>{log}\nexec {real} "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(wrapper.parent), os.environ["PATH"]]))
+    return log
 
 
 # For tests of training, which import torch: so this file does not.

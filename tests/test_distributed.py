@@ -110,18 +110,6 @@ def workflow(packed, tmp_path):
     return packed.copy(tmp_path / "w")
 
 
-@pytest.fixture(scope="session")
-def cluster():
-    """The SLURM cluster of tests/cluster, with the nodes n1 and n2, on this machine."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can start a SLURM cluster")
-    if shutil.which("sinfo") and subprocess.run(["sinfo"], capture_output=True).returncode == 0:
-        return  # it runs, with accounting or without
-    for script in ("install-slurm.sh", "start.sh"):
-        done = subprocess.run([ROOT / "tests/cluster" / script], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-
 SLURM = (
     "--executor", "slurm", "--jobs", "4", "--slurm-no-account", "--latency-wait", "10",
     "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1",
