@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ import torch
 from conftest import make_tokenizer
 from safetensors.torch import load_file
 from training import SOURCES, make_cache, make_run, records, trained
-from workflow import ROOT, TINY, Workflow, kill, rows
+from workflow import TINY, Workflow, kill, rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
