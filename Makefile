@@ -68,7 +68,7 @@ format: $(VENV)/done
 
 # Pins what envs/*.in name, with all that those need. Run it to move to newer versions.
 lock: $(VENV)/done
-	for name in workflow tokenize train dev; do \
+	for name in workflow tokenize train dev bench bench-dolma; do \
 	  $(BIN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --allow-unsafe \
 	    --output-file envs/$$name.lock envs/$$name.in || exit 1; \
 	  sed -i -e 's/+cpu$$//' -e '/^--/d' envs/$$name.lock; \

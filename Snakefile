@@ -11,6 +11,7 @@ min_version("9.0")
 
 # config.yaml (or what --configfile names) and the plan that follows from it.
 include: "rules/common.smk"
+include: "rules/containers.smk"
 
 
 if cleaning:
@@ -60,9 +61,7 @@ onstart:
     ask_about_jobs()
     make_folders()
     plan.write()
-    if containers:
-        os.environ.update(images.job_environment(plan, CHECKOUT))
-        os.environ.update(images.node_environment())
+    prepare_containers()
 
 
 onsuccess:
@@ -72,5 +71,4 @@ onsuccess:
 
 onerror:
     plan.remove_marks()
-    for line in lost_images():
-        print(line, file=sys.stderr)
+    say_lost_images()

@@ -2,12 +2,8 @@
 
 import os
 import re
-import shlex
 import sys
-from functools import cache
 from pathlib import Path
-
-from snakemake.settings.types import DeploymentMethod
 
 CHECKOUT = Path(workflow.basedir)
 
@@ -26,7 +22,7 @@ os.environ.update(
     PYTHONUNBUFFERED="1",
 )
 
-from tokencache import images, inventory, summary, why
+from tokencache import inventory, summary, why
 from tokencache.config import load
 from tokencache.errors import UserError
 from tokencache.messages import check_files
@@ -102,9 +98,9 @@ def targets(*kinds, model=None):
     return [*map(plan.mark, batches), *found]
 
 
-def unless_there(target, inputs):
-    """What a target is made from, while it is not there: its key says that it is fresh."""
-    return [] if Path(target).exists() else inputs
+def unless_there(target, image, inputs):
+    """What a target is made from and in, while it is not there: its key says that it is fresh."""
+    return [] if Path(target).exists() else [*inputs, *image_inputs(image)]
 
 
 def planned(entries, target):
@@ -115,47 +111,10 @@ def planned(entries, target):
     return entries[target]
 
 
-# With `--software-deployment-method apptainer` jobs run in images; else `container:` does nothing.
-containers = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
-
-if containers and not workflow.is_main_process:
-    os.environ.update(images.node_environment())
-
-
-def image(name):
-    """The image that a rule's jobs run in."""
-    return images.image_path(CHECKOUT, name, settings.containers.base)
-
-
-def no_image(wildcards):
-    """For rules whose jobs run on the machine itself."""
-    return None
-
-
-@cache
-def image_inputs(name):
-    """The image that a job waits for: one that is missing, where jobs run in images."""
-    if not containers:
-        return []
-    if workflow.is_main_process and Path(image(name)).exists():
-        try:
-            images.check(image(name))
-        except UserError as error:
-            stop(error)
-    return unless_there(image(name), [image(name)])
-
-
-def lost_images():
-    """What to say of images that were there when this run began."""
-    names = images.NAMES if containers else []
-    lost = [n for n in names if not Path(image(n)).exists() and not image_inputs(n)]
-    return [f"tokencache: {image(n)} is gone; run again, which builds it first" for n in lost]
-
-
 def trained_tokenizer_inputs(wildcards):
     folder = tokenizer_path(plan.cache, wildcards.tokenizer)
     shards = [plan.data["shards"][shard] for _, shard in plan.tokenizers[folder]["texts"]]
-    return unless_there(folder, [*source_inputs(shards), *image_inputs("tokenize")])
+    return unless_there(folder, "tokenize", source_inputs(shards))
 
 
 def source_inputs(shards):
@@ -180,14 +139,13 @@ def cache_inputs(wildcards):
     path = f"{plan.cache}/{wildcards.cache}"
     cache = planned(plan.caches, path)
     made_of = plan.parts_of(path) or [cache["tokenizer"], *token_marks(cache)]
-    return unless_there(path, [*made_of, *image_inputs("tokenize")])
+    return unless_there(path, "tokenize", made_of)
 
 
 def part_inputs(wildcards):
     path = f"{plan.cache}/{wildcards.part}"
     cache = planned(plan.caches, plan.cache_of(path))
-    made_of = [cache["tokenizer"], *token_marks(cache), *image_inputs("tokenize")]
-    return unless_there(path, made_of)
+    return unless_there(path, "tokenize", [cache["tokenizer"], *token_marks(cache)])
 
 
 def run_inputs(wildcards):
@@ -195,8 +153,7 @@ def run_inputs(wildcards):
     fetched = [run["weights_folder"]] if run["weights_folder"] in plan.fetches else []
     # A view has no tokens itself.
     marks = token_marks(plan.caches[run["cache"]]) if plan.lacking(run["cache"]) else []
-    made_of = [run["tokenizer"], run["cache"], *marks, *fetched]
-    return unless_there(path, [*made_of, *image_inputs("train")])
+    return unless_there(path, "train", [run["tokenizer"], run["cache"], *marks, *fetched])
 
 
 def planned_run(wildcards):
@@ -217,19 +174,6 @@ def train_mpi(wildcards):
 def train_tasks_per_gpu(wildcards):
     """None is asked for: `tasks` counts nodes."""
     return train_nodes(wildcards) and 0
-
-
-def train_image(wildcards):
-    """Not for several nodes, each of which starts its own container: see train_within."""
-    return None if train_nodes(wildcards) else image("train")
-
-
-def train_within(wildcards):
-    if not containers or not train_nodes(wildcards):
-        return ""
-    given = workflow.deployment_settings.apptainer_args
-    command = f"apptainer exec --home {shlex.quote(os.getcwd())} {given} {image('train')}"
-    return f"--within {shlex.quote(command)}"
 
 
 def one_of(names):

@@ -86,6 +86,10 @@ def test_records_that_squeue_forgets_too_soon_are_said(done, tmp_path):
 
 def test_another_cluster_is_left_alone(cluster, tmp_path):
     assert "is another cluster's" in script("start.sh", str(tmp_path / "other"), fails=True)
+    (tmp_path / "thesis").mkdir()
+    script("stop.sh", "--remove", str(tmp_path / "thesis"), fails=True)
+    assert (tmp_path / "thesis").exists()
+    script("start.sh", "--help", fails=True)
     script("stop.sh", str(tmp_path / "other"))
     assert "gpu" in script("start.sh")
     assert not (tmp_path / "other").exists()

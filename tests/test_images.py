@@ -105,10 +105,18 @@ def test_a_damaged_image_is_said_before_jobs_start(done, tmp_path):
     (workflow.folder / "config.yaml").write_text(
         (workflow.folder / "config.yaml").read_text().replace("32", "48")
     )
+    said = f"tokencache: images/{copy.name} is damaged ("
     output = workflow.run("caches", *IN_IMAGES, fails=True)
-    assert f"tokencache: images/{copy.name} is damaged (" in output
-    assert "delete it, and the next run builds it again" in output
+    assert said in output and "delete it, and the next run builds it again" in output
     assert "Traceback" not in output
+    assert done.jobs("caches", *IN_IMAGES) == {}, "what is fresh needs no image"
+    # Not where it would be seen, but the checksum tells.
+    shutil.copy(image_of(done), copy)
+    shutil.copy(image_of(done).with_suffix(".json"), copy.parent)
+    with open(copy, "r+b") as file:
+        file.seek(copy.stat().st_size // 2)
+        file.write(bytes(2**16))
+    assert said in workflow.run("caches", *IN_IMAGES, fails=True)
 
 
 def test_an_image_says_what_it_is_and_tests_itself(done):
@@ -164,11 +172,11 @@ def test_a_job_in_an_image_can_write_to_its_outputs_alone(done, in_job):
     """Not to the sources, the code or its user's home."""
     home = Path.home() / f"x-{os.getpid()}"
     output, errors = in_job(
-        f"touch data/a.jsonl src/x; touch {home}; touch here {in_job.cache}/here && echo written"
+        f"touch data/a.jsonl src/x; touch {home}; touch logs/here {in_job.cache}/here && echo done"
     )
-    Path("here").unlink()
+    Path("logs/here").unlink()
     Path(in_job.cache, "here").unlink()
-    assert output == "written\n"
+    assert output == "done\n"
     assert errors.count("Read-only file system") == 3
     assert not home.exists()
 
@@ -234,3 +242,46 @@ def test_an_unknown_base_is_said(tmp_path):
     workflow = made_in(tmp_path / "w", containers={"base": "nowhere"})
     assert "config.yaml:" in (output := workflow.run("-n", fails=True))
     assert "containers.base: there is no folder or image 'nowhere'" in output
+
+
+def plan_of(files):
+    """A plan that has these files as sources, and nothing else."""
+    shards = {str(n): {"path": str(file)} for n, file in enumerate(files)}
+    parts = ("caches", "runs", "tokenizers", "fetches", "batches", "token_sets")
+    config = {"cache": "cache", "results": "results"}
+    return Plan({"id": "x", "config": config, "shards": shards} | {name: {} for name in parts})
+
+
+def binds_of(folder, files, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("APPTAINER_BIND", raising=False)
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    return images.job_environment(plan_of(files), ROOT)["APPTAINER_BIND"].split(",")
+
+
+def test_a_source_beside_config_yaml_can_not_be_written_to(tmp_path, monkeypatch):
+    file = tmp_path / "a.jsonl"
+    binds = binds_of(tmp_path, [file], monkeypatch)
+    assert f"{file}:{file}:ro" in binds and f"{tmp_path}:{tmp_path}:rw" in binds
+
+
+def test_sources_in_many_folders_are_shown_by_those_above(tmp_path, monkeypatch):
+    files = [tmp_path / "data" / str(n % 40) / str(n) / "a.jsonl" for n in range(600)]
+    binds = binds_of(tmp_path, files, monkeypatch)
+    assert f"{tmp_path}/data/7:{tmp_path}/data/7:ro" in binds and len(binds) < 60
+
+
+def test_a_path_that_apptainer_can_not_show_is_said(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="with a comma or a colon; rename it"):
+        binds_of(tmp_path, [tmp_path / "a,b" / "a.jsonl"], monkeypatch)
+
+
+def test_a_node_has_its_own_folder_for_temporary_files(tmp_path, monkeypatch):
+    own = f"tokencache-{os.getuid()}"
+    monkeypatch.setattr(images.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("APPTAINER_WORKDIR", f"/of/the/login/node/{own}")
+    assert images.node_environment()["APPTAINER_WORKDIR"] == str(tmp_path / own)
+    monkeypatch.setenv("APPTAINER_WORKDIR", "/scratch/anna")
+    assert images.node_environment()["APPTAINER_WORKDIR"] == "/scratch/anna"

@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import UserError
-from .files import key_of, published
-from .plan import Plan
+from .files import hash_file, key_of, published, read_json, write_json
+from .fingerprint import Index, file_digests
+from .plan import WORK, Plan
 
 NAMES = ("tokenize", "train")
 FOLDER = "images"
@@ -25,6 +26,8 @@ DEBIAN = "bookworm"  # its Python is 3.11, which the locks are for
 PACKAGES = "python3,python3-venv,ca-certificates"
 COMPRESSION = "-comp gzip -Xcompression-level 2"  # 7 % larger in a third of the time
 DOCS = "see docs/containers.md"
+OTHER_BYTES = "it is not as it was built"
+BUILD_AGAIN = "delete it, and the next run builds it again"
 
 # What jobs need of the environment, where a container is started with nothing of it.
 PASSED = re.compile(r"(HF|TRANSFORMERS|TOKENIZERS|OMP|RAYON|CUDA|NCCL|GLOO|MASTER|SLURMD?)_")
@@ -32,6 +35,8 @@ PASSED = re.compile(r"(HF|TRANSFORMERS|TOKENIZERS|OMP|RAYON|CUDA|NCCL|GLOO|MASTE
 # settings of these names win.
 NO_NETWORK = {"APPTAINER_NET": "1", "APPTAINER_NETWORK": "none"}
 ISOLATION = {"APPTAINER_CONTAINALL": "1"} | NO_NETWORK
+
+MOST_FOLDERS = 200  # that are shown one by one
 
 # Folders of an image's own: a host's can't be laid over them.
 SYSTEM = {"bin", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "usr", "var"}
@@ -68,17 +73,33 @@ def build(base: str, image: str, checkout: Path) -> None:
             command += ["--bind", bind]
         command += [str(made.absolute()), str(checkout / "containers" / f"{name}.def")]
         _run(command, cwd=checkout, env=_build_environment(folders))
+    # Of what stands there: another workflow may have built it too.
+    write_json(_about(image), {"blake3": hash_file(image)})
+
+
+def _about(image: str) -> Path:
+    """What is known of an image that was built here, beside it."""
+    return Path(image).with_suffix(".json")
 
 
 def check(image: str) -> None:
-    """Raises UserError for an image that is not what its name says: half copied, say."""
+    """Raises UserError for an image that is not what was built, or what its name says.
+
+    One that was copied from elsewhere is only looked into.
+    """
     _require("apptainer")
+    if _about(image).exists():
+        index = Index(WORK / "index.sqlite")
+        [digest] = file_digests([image], index)
+        index.close()
+        if digest != read_json(_about(image))["blake3"]:
+            raise UserError(f"{image} is damaged ({OTHER_BYTES}); {BUILD_AGAIN}")
     # From inside: the labels can also be read of an image whose end is missing.
     command = ["apptainer", "--silent", "exec", image, "cat", "/.singularity.d/labels.json"]
     found = subprocess.run(command, capture_output=True, text=True)
     if f'"{Path(image).stem}"' not in found.stdout:
         why = (found.stderr.strip().splitlines() or ["it has another label"])[-1]
-        raise UserError(f"{image} is damaged ({why}); delete it, and the next run builds it again")
+        raise UserError(f"{image} is damaged ({why}); {BUILD_AGAIN}")
 
 
 def _bootstrap(base: str, folder: Path) -> tuple[str, str]:
@@ -167,7 +188,7 @@ def make_debian(folder: Path) -> None:
 
 def _require(program: str) -> None:
     if shutil.which(program) is None:
-        raise UserError(f"{program} is not installed: it must be on PATH to build images; {DOCS}")
+        raise UserError(f"{program} is not installed: jobs in images need it on PATH; {DOCS}")
 
 
 def _run(command: list[str], **more) -> None:
@@ -177,20 +198,29 @@ def _run(command: list[str], **more) -> None:
 
 
 def job_environment(plan: Plan, checkout: Path) -> dict[str, str]:
-    """What lets Apptainer show a job what it needs: inputs and code read-only, outputs not."""
-    binds = {folder: "ro" for folder in [*_inputs(plan), checkout / "src"]}
+    """What lets Apptainer show a job what it needs: inputs and code read-only, outputs not.
+
+    Raises UserError where a path has what Apptainer takes for its own.
+    """
     outputs = [Path.cwd(), *map(Path, (plan.cache, plan.results))]
     for folder in outputs:
         folder.mkdir(parents=True, exist_ok=True)
+    shared = {path.resolve() for path in (*outputs, Path("/tmp"), Path(tempfile.gettempdir()))}
+    binds = dict.fromkeys([*_inputs(plan, shared), checkout / "src"], "ro")
     binds |= dict.fromkeys(outputs, "rw")
     # As it is named and as what it is: a name can be a link to elsewhere.
     places = {
         str(place): mode
         for mode in ("ro", "rw")
-        for folder, given in binds.items()
+        for path, given in binds.items()
         if given == mode
-        for place in (folder.absolute(), folder.resolve())
+        for place in (path.absolute(), path.resolve())
     }
+    for place in places:
+        if "," in place or ":" in place:
+            raise UserError(
+                f"{place}: jobs in images can't be shown a path with a comma or a colon; rename it"
+            )
     # Sorted, so that a folder's own mode comes after that of the one it lies in.
     own = [f"{place}:{place}:{mode}" for place, mode in sorted(places.items())]
     given = os.environ.get("APPTAINER_BIND")
@@ -199,29 +229,45 @@ def job_environment(plan: Plan, checkout: Path) -> dict[str, str]:
 
 
 def node_environment() -> dict[str, str]:
-    """What a job needs of the machine that it runs on, and is kept from."""
+    """What a job needs of the machine that it runs on, and is kept from.
+
+    Raises UserError where its folder for temporary files is somebody else's.
+    """
+    kept = {name: os.environ.get(name, value) for name, value in ISOLATION.items()}
     # In memory, as it would be without this, /tmp is small.
-    scratch = Path(tempfile.gettempdir(), f"tokencache-{os.getuid()}")
-    scratch.mkdir(mode=0o700, exist_ok=True)
-    isolation = ISOLATION | {"APPTAINER_WORKDIR": str(scratch)}
-    kept = {name: os.environ.get(name, value) for name, value in isolation.items()}
+    own = Path(tempfile.gettempdir(), f"tokencache-{os.getuid()}")
+    given = Path(os.environ.get("APPTAINER_WORKDIR", own))
+    if given.name == own.name:  # not the user's wish; that of the login node, maybe
+        given = own
+        own.mkdir(mode=0o700, exist_ok=True)
+        if own.stat().st_uid != os.getuid():
+            raise UserError(f"{own} is somebody else's; name a folder in APPTAINER_WORKDIR")
     passed = {f"APPTAINERENV_{k}": v for k, v in os.environ.items() if PASSED.match(k)}
-    passed["APPTAINERENV_PYTHONUNBUFFERED"] = "1"
+    passed |= {"APPTAINERENV_PYTHONUNBUFFERED": "1", "APPTAINER_WORKDIR": str(given)}
     return kept | passed | ({"APPTAINER_NV": "1"} if Path("/dev/nvidiactl").exists() else {})
 
 
-def _inputs(plan: Plan) -> Iterable[Path]:
-    """Folders of the sources and weights that config.yaml names."""
+def _inputs(plan: Plan, shared: set[Path]) -> Iterable[Path]:
+    """Folders of the sources and weights that config.yaml names.
+
+    Of folders that hold more, `shared` with others or written to, the files themselves.
+    """
     files = {shard["path"] for shard in plan.data["shards"].values() if "fetched" not in shard}
     given = [run["weights"] for run in plan.runs.values() if run["weights"]]
     named = [Path(file) for file in [*files, *(ref["path"] for ref in given if ref["path"])]]
     # A file can be a link too, so where it really is counts as well.
-    folders = {
-        folder.absolute()
-        for path in (*named, *(path.resolve() for path in named))
-        if (folder := path if path.is_dir() else path.parent).is_dir()
-    }
-    return [folder for folder in folders if not folders.intersection(folder.parents)]
+    found = {path.absolute() for path in (*named, *(path.resolve() for path in named))}
+    alone = {path for path in found if path.parent.resolve() in shared and path.exists()}
+    found = {path if path.is_dir() else path.parent for path in found - alone}
+    folders = _fewer({folder for folder in found if folder.is_dir()})
+    return [*alone, *(folder for folder in folders if not folders.intersection(folder.parents))]
+
+
+def _fewer(folders: set[Path]) -> set[Path]:
+    """Those above the deepest ones, as long as there are too many for an environment."""
+    while len(folders) > MOST_FOLDERS and (depth := max(len(f.parts) for f in folders)) > 2:
+        folders = {f.parent if len(f.parts) == depth else f for f in folders}
+    return folders
 
 
 def main(argv: list[str] | None = None) -> int:

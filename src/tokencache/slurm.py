@@ -38,7 +38,7 @@ def status_command(seconds: int) -> str:
     if found.returncode:
         raise UserError(f"SLURM does not answer: {found.stderr.strip()}")
     remembered = re.search(r"^MinJobAge\s*=\s*(\d+)", found.stdout, re.MULTILINE)
-    if remembered and int(remembered[1]) < 3 * seconds:
+    if remembered and 0 < int(remembered[1]) < 3 * seconds:  # 0: nothing is forgotten
         raise UserError(
             f"sacct has no records here, and squeue forgets jobs {remembered[1]} s after their end "
             f"(MinJobAge): too soon to look every {seconds} s; set "

@@ -8,7 +8,10 @@ stop() {
 
 # The cluster's folder, from what is left of the command line.
 choose() {
-  [ $# -le 1 ] || stop "one folder at most; it says at its top how it is called"
+  case $#${1:-} in
+    0* | 1[!-]*) ;;
+    *) stop "it says at its top how it is called" ;;
+  esac
   folder=$(readlink -m "${1:-${TOKENCACHE_CLUSTER:-/opt/tokencache-cluster}}")
 }
 

@@ -15,6 +15,7 @@ choose "$@"
 
 [ "$(id -u)" = 0 ] || stop "only root can stop it"
 [ -d "$folder" ] || exit 0
+grep -qsx ClusterName=tokencache "$folder/slurm.conf" || stop "$folder is not a cluster of start.sh"
 exec 9>"$folder/lock"
 flock 9
 
