@@ -11,7 +11,7 @@ from workflow import ROOT, TINY, Workflow, environment, rows
 
 SCRIPTS = ROOT / "tests/cluster"
 # Seconds for what takes a few on a machine that has little else to do.
-PATIENCE = 180
+PATIENCE = 300
 PROFILE = ("--profile", "slurm", "--profile", f"{SCRIPTS}/profile")
 
 
