@@ -53,8 +53,12 @@ def workflow(fresh, tmp_path):
 
 @pytest.fixture
 def repaired(cluster):
-    """The cluster, with all its daemons again at the end."""
+    """The cluster, with all its daemons and nodes again at the end."""
     yield
+    # A node that could not start a job is drained; of others SLURM says that this is invalid.
+    for node in ("n1", "n2"):
+        resume = ["scontrol", "update", f"nodename={node}", "state=resume"]
+        subprocess.run(resume, capture_output=True)
     script("start.sh")
 
 
