@@ -7,7 +7,8 @@ Taken by renaming a folder with the new ID in it to `holder`, which fails while 
 another ID in that folder. Given up or ended by removing the ID, which no one else's lease
 has. So nothing is asked of the file system but that a rename is atomic. Whether a holder
 lives is told by the count alone, over the observer's own clock. Two holders at once, after
-a holder was only held up, do no harm: both publish the same bytes under the same key.
+a holder was only held up, do no harm: both publish the same bytes under the same key. A holder
+that must not go on beside another one asks whether its lease is lost.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ BEAT_SECONDS = 1.0  # between two counts of a holder
 
 # Somebody has the lease; or has finished, and the place is gone.
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
+GONE = (errno.ENOENT, errno.ESTALE)
 
 
 class Lease:
@@ -50,6 +52,14 @@ class Lease:
             file.seek(self._counter)
             file.write(_count(self._count))
             os.fsync(file.fileno())
+
+    def is_lost(self) -> bool:
+        """Whether somebody ended it: this process was held up for too long."""
+        # Listing the folder, as `_names` does, but what can't be read is not taken for gone.
+        try:
+            return self._path.name not in os.listdir(self._path.parent)
+        except OSError as error:
+            return error.errno in GONE
 
     def release(self) -> None:
         self._path.unlink(missing_ok=True)
@@ -107,6 +117,13 @@ def one_first(place: Path, dead_after: float) -> Iterator[None]:
             time.sleep(0.05)
         yield
         return
+    with held(mine):
+        yield
+
+
+@contextmanager
+def held(mine: Lease) -> Iterator[None]:
+    """A lease that a thread of this process renews, and that is given up at the end."""
     through = threading.Event()
     heart = threading.Thread(target=_renew_until, args=(mine, through), daemon=True)
     heart.start()
