@@ -25,8 +25,8 @@ train.train(json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
 """
 
 
-def torchrun(run, folder, processes):
-    """A run on several processes of this machine, as torchrun starts them; its log."""
+def start(run, folder, processes):
+    """A run on several processes of this machine, as torchrun starts them."""
     folder.mkdir(exist_ok=True)
     (folder / "rank.py").write_text(RANK)
     out = folder / "out"
@@ -36,9 +36,13 @@ def torchrun(run, folder, processes):
         json.dumps(run), str(out), str(folder / ".out.checkpoints"),
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def log_of(process):
+    log = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, log
+    return log
 
 
 def assert_nearly_equal(some, other):
@@ -68,9 +72,19 @@ def test_two_processes_are_as_good_as_one(packed, settings, tokenizer, tmp_path)
     cache = make_cache(tmp_path / "cache", packed=packed, rows=45)
     run = make_run(cache, tokenizer, logging_steps=1, num_train_epochs=2, **settings)
     alone = trained(run, tmp_path / "alone")
-    log = torchrun(run, tmp_path / "two", 2)
+    log = log_of(start(run, tmp_path / "two", 2))
     assert "2 processes on 1 node" in log and log.count("documents are kept apart") == packed
     assert_nearly_equal(tmp_path / "two" / "out", alone)
+
+
+def test_a_second_copy_waits_with_all_its_processes(tokenizer, tmp_path):
+    cache = make_cache(tmp_path / "cache")
+    run = make_run(cache, tokenizer, max_steps=60, save_steps=2)
+    copies = [start(run, tmp_path / "run", 2) for _ in range(2)]
+    logs = sorted(map(log_of, copies), key=len)
+    assert "trains this run already" in logs[0] and "another process made it" in logs[0]
+    assert "step 60/60" in logs[1] and "goes on" not in logs[1]
+    assert not list((tmp_path / "run").glob(".out.*"))
 
 
 CONFIG = {

@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from tokencache import checkpoints, files
+from tokencache import files
 from tokencache.errors import UserError
 
 
@@ -95,22 +95,3 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_makes_stays(tmp_p
         for process in (killed, living):
             process.kill()
             process.wait()
-
-
-def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
-    living = subprocess.Popen(
-        [sys.executable, "-c", "from tokencache.files import process_tag\n"
-         "print(process_tag(), flush=True); import time; time.sleep(600)"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        claim = tmp_path / f"claim.{living.stdout.readline().strip()}"
-        claim.touch()
-        with pytest.raises(UserError, match=f"process {living.pid} trains this run"):
-            checkpoints.claimed(tmp_path).__enter__()
-    finally:
-        living.kill()
-        living.wait()
-    with checkpoints.claimed(tmp_path):
-        assert [path.name for path in tmp_path.iterdir()] == [f"claim.{files.process_tag()}"]
-    assert not list(tmp_path.iterdir())

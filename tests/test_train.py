@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -105,9 +107,35 @@ def test_same_seed_same_bytes_and_other_seed_others(first, tmp_path):
 CHILD = """
 import json, sys
 from pathlib import Path
-from tokencache import train
-train.train(json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+from tokencache import checkpoints, train
+from tokencache.errors import UserError
+checkpoints.DEAD_AFTER = float(sys.argv[4])
+try:
+    train.train(json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+except UserError as error:
+    sys.exit(str(error))
 """
+
+
+def start(run, folder, *within, dead_after=60, **streams):
+    """Training in a process of its own, in `folder` as `trained` does it."""
+    folder.mkdir(exist_ok=True)
+    words = [
+        json.dumps(run),
+        str(folder / "out"),
+        str(folder / ".out.checkpoints"),
+        str(dead_after),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
+    command = [*within, sys.executable, "-c", CHILD, *words]
+    return subprocess.Popen(command, env=environment, **streams)
+
+
+def wait_until(happened):
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def test_killed_run_goes_on_to_the_same_bytes(cache, tokenizer, tmp_path):
@@ -119,14 +147,9 @@ def test_killed_run_goes_on_to_the_same_bytes(cache, tokenizer, tmp_path):
     )  # fmt: skip
     undisturbed = trained(run, tmp_path / "undisturbed")
     folder = tmp_path / "killed"
-    folder.mkdir()
     out, checkpoints = folder / "out", folder / ".out.checkpoints"
-    environment = os.environ | {"PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CHILD, json.dumps(run), str(out), str(checkpoints)]
-    child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list(checkpoints.glob("checkpoint-*")) and time.monotonic() < deadline:
-        time.sleep(0.002)
+    child = start(run, folder, stderr=subprocess.DEVNULL)
+    wait_until(lambda: list(checkpoints.glob("checkpoint-*")))
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL and not out.exists()
     # What a kill in the middle of a save leaves, and a checkpoint that lost some bytes.
@@ -135,6 +158,78 @@ def test_killed_run_goes_on_to_the_same_bytes(cache, tokenizer, tmp_path):
     trained(run, folder)
     assert deterministic(out) == deterministic(undisturbed)
     assert json.loads((out / "timing.json").read_text())["resumed_from_step"] >= 7
+
+
+@pytest.fixture(scope="module")
+def long(cache, tokenizer, tmp_path_factory):
+    """A run with many checkpoints, and the folder of one that nobody disturbed."""
+    run = make_run(
+        cache, tokenizer, num_train_epochs=6, save_steps=3, eval_steps=30, save_total_limit=1
+    )
+    return run, trained(run, tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture
+def container(tmp_path):
+    """Starts training where no other process can be seen, as in a container."""
+    within = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    tried = subprocess.run([*within, "true"], capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"needs process numbers of its own, and unshare says: {tried.stderr}")
+    started = []
+
+    def starter(run, folder, name, **more):
+        with open(tmp_path / name, "w") as log:
+            started.append(start(run, folder, *within, stderr=log, **more))
+        return started[-1], tmp_path / name
+
+    yield starter
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_copies_in_different_containers_train_one_after_the_other(long, container, tmp_path):
+    run, undisturbed = long
+    folder = tmp_path / "run"
+    copies = [container(run, folder, name) for name in ("one", "other")]
+    assert [process.wait(120) for process, _ in copies] == [0, 0]
+    logs = sorted((log.read_text() for _, log in copies), key=len)
+    assert "process 1 trains this run already, on" in logs[0]
+    assert logs[0].endswith("out is there: another process made it\n")
+    assert "trains this run" not in logs[1] and "Traceback" not in logs[1]
+    assert deterministic(folder / "out") == deterministic(undisturbed)
+    assert [path.name for path in folder.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("back", ["while the other trains", "when the other has ended"])
+def test_a_process_that_was_taken_for_dead_leaves_the_run_alone(back, long, container, tmp_path):
+    run, undisturbed = long
+    folder = tmp_path / "run"
+    one, log = container(run, folder, "one")
+    wait_until(lambda: list(folder.glob(".out.checkpoints/checkpoint-*")))
+    [held_up] = psutil.Process(one.pid).children()
+    held_up.suspend()
+    other, other_log = container(run, folder, "other", dead_after=4)
+    if back == "when the other has ended":
+        assert other.wait(120) == 0
+    else:
+        wait_until(lambda: "goes on from the checkpoint" in other_log.read_text())
+    held_up.resume()
+    assert one.wait(120) == 1 and other.wait(120) == 0
+    said = log.read_text()
+    assert "so another one may train the run now" in said and "Traceback" not in said
+    assert "process 1 trains this run already" in other_log.read_text()
+    assert deterministic(folder / "out") == deterministic(undisturbed)
+    assert [path.name for path in folder.iterdir()] == ["out"]
+
+
+def test_checkpoints_that_others_remove_at_the_same_time(tmp_path):
+    for step in range(300):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(saved.rotate, [tmp_path] * 4, [1] * 4))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-299"]
 
 
 def stop_at(monkeypatch, step):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 
+import psutil
 import pytest
 from conftest import make_tokenizer
 from workflow import TINY, Workflow, kill, rows
@@ -102,10 +103,28 @@ def test_two_at_once_leave_one_copy_of_each(workflow, undisturbed):
     time.sleep(1.5)
     second = workflow.start()
     outputs = [process.communicate()[0] for process in (first, second)]
-    # One may be told that the other trains the run already.
-    assert 0 in (first.returncode, second.returncode), "\n".join(outputs)
+    assert (first.returncode, second.returncode) == (0, 0), "\n".join(outputs)
     assert workflow.results() == undisturbed
     workflow.run()
+    assert workflow.results() == undisturbed
+
+
+def test_snakemake_killed_while_a_model_trains(workflow, undisturbed):
+    lost = workflow.start()
+    wait_for(workflow, MOMENTS["training"], lost)
+    children = psutil.Process(lost.pid).children(recursive=True)
+    [training] = [child for child in children if child.cmdline()[-1].startswith("results/")]
+    training.suspend()
+    lost.kill()  # and not what it started
+    again = workflow.start()
+    log = next((workflow.folder / "logs/train").rglob("*.log"))
+    while f"process {training.pid} trains this run already" not in log.read_text():
+        assert again.poll() is None, again.communicate()[0]
+        time.sleep(0.1)
+    training.resume()
+    output = again.communicate()[0]
+    assert again.returncode == 0 and "another process made it" in output, output
+    lost.communicate()
     assert workflow.results() == undisturbed
 
 

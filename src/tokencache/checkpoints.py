@@ -1,24 +1,29 @@
-"""Checkpoints that are whole or not there: one rename each, checked before use."""
+"""Checkpoints that are whole or not there, and which of several processes writes them."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from . import lease
 from .errors import UserError
-from .files import hash_file, is_running, process_tag, published, read_json, write_json
+from .files import hash_file, published, read_json, write_json
 from .metrics import say
+from .plan import building_path
 
 ABOUT = "tokencache.json"
 WAIT_SECONDS = 1.0
+DEAD_AFTER = 60.0  # seconds without a sign of life after which a training is gone on with
 
 
 @dataclass(frozen=True)
@@ -31,57 +36,88 @@ class Checkpoint:
     seconds: float
 
 
-def wait_for_others(checkpoints: Path) -> None:
-    """Return when no other process of this machine trains the run of these checkpoints."""
-    said = None
-    while (tag := _living(checkpoints)) is not None:
-        if tag != said:
-            number = tag.split("-")[-2]
-            say(f"process {number} trains this run already; waiting until it ends")
-            said = tag
+class Turn:
+    """Whose turn it is to train a run: one process at a time, wherever the others are.
+
+    Told by a lease beside the run `out`. A process that gives no sign of life for
+    DEAD_AFTER seconds loses it: another one goes on from the last checkpoint, and the
+    first, should it have been held up only, must leave the checkpoints alone.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._out, self._place = out, building_path(out)
+        self._watch = lease.Watch(self._place, DEAD_AFTER)
+        self._said: dict[str, Any] | None = None
+        self._lease: lease.Lease | None = None
+
+    def is_free(self) -> bool:
+        """Whether nobody trains the run; who does is said once."""
+        holder = self._watch.look()
+        if holder is not None and holder != self._said:
+            say(
+                f"process {holder['pid']} trains this run already, on {holder['host']}; "
+                "waiting until it ends"
+            )
+            self._said = holder
+        return holder is None
+
+    def take(self) -> bool:
+        """Take the turn if it is free. Raises UserError where nothing can be written."""
+        if self.is_free():
+            about = {"host": socket.gethostname(), "pid": os.getpid()}
+            self._lease = lease.take(self._place, about)
+        return self._lease is not None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """From here on others wait. What fails because the turn was lost is explained so."""
+        with lease.held(self._lease):
+            try:
+                yield
+            except (OSError, RuntimeError, SafetensorError):
+                self.check()
+                raise
+
+    def check(self) -> None:
+        """Raises UserError where another process may have the turn by now."""
+        if self._lease.is_lost():
+            raise UserError(
+                f"{self._out}: this process gave no sign of life for more than {DEAD_AFTER:g} "
+                "seconds, so another one may train the run now. This one ends and leaves it "
+                "alone; run again, which waits for the other and makes what is still missing"
+            )
+
+    def finish(self, checkpoints: Path) -> None:
+        """Remove the checkpoints of the run, which is there, unless another process has them."""
+        if not self._lease.is_lost():
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            self._lease.clear()
+
+
+def wait_for_others(out: Path) -> None:
+    """Return when no other process trains this run, whatever became of it."""
+    turn = Turn(out)
+    while not turn.is_free():
         time.sleep(WAIT_SECONDS)
 
 
-def _living(checkpoints: Path) -> str | None:
-    """The tag of another process of this machine that has claimed these checkpoints."""
-    tags = (claim.name.removeprefix("claim.") for claim in checkpoints.glob("claim.*"))
-    return next((tag for tag in tags if tag != process_tag() and is_running(tag)), None)
-
-
 @contextmanager
-def claimed(checkpoints: Path) -> Iterator[None]:
-    """The checkpoints of a run that no other process of this machine trains meanwhile.
-
-    Raises UserError where one does. The claim of a dead process, or of a machine that
-    may be gone, holds nobody up: checkpoints of one run are equal, whoever writes them.
-    """
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    mine = checkpoints / f"claim.{process_tag()}"
-    if (tag := _living(checkpoints)) is not None:
-        raise UserError(f"process {tag.split('-')[-2]} trains this run; wait until it ends")
-    for claim in checkpoints.glob("claim.*"):
-        claim.unlink(missing_ok=True)
-    mine.touch()
-    try:
-        yield
-    finally:
-        mine.unlink(missing_ok=True)
-
-
-@contextmanager
-def saving(checkpoints: str | Path, step: int, about: dict[str, Any]) -> Iterator[Path]:
+def saving(checkpoints: str | Path, step: int, about: dict[str, Any], turn: Turn) -> Iterator[Path]:
     """A temporary folder that becomes the checkpoint of this step by one rename.
 
     about: {"key": of the run, "counts", "seconds"}; the checksums of what was
-    written are put beside it. Raises UserError on a full disk.
+    written are put beside it. Raises UserError on a full disk, and where the turn to
+    train was lost.
     """
     final = Path(checkpoints, f"checkpoint-{step}")
-    if final.exists():
+    turn.check()
+    with suppress(FileNotFoundError):
         shutil.rmtree(final)  # damaged, or it would have been gone on from
     with disk_full_said(final), published(final, folder=True) as folder:
         yield folder
         files = {file.name: hash_file(file) for file in folder.iterdir()}
         write_json(folder / ABOUT, about | {"files": files})
+        turn.check()
 
 
 @contextmanager
@@ -115,7 +151,10 @@ def rotate(checkpoints: str | Path, limit: int) -> None:
     """Remove all but the newest `limit` checkpoints."""
     for folder in _by_step(Path(checkpoints))[limit:]:
         # Renamed first, so that one half removed is not taken for a checkpoint.
-        shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.tmp")), ignore_errors=True)
+        removed = folder.with_name(f".{folder.name}.tmp")
+        with suppress(FileNotFoundError):  # another process removes the same ones
+            folder.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def _about(folder: Path) -> dict[str, Any] | None:

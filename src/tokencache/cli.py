@@ -10,7 +10,7 @@ from pathlib import Path
 from . import __version__, launch, ranks, slurm
 from .errors import UserError
 from .files import DISK_FULL
-from .plan import Plan, checkpoints_path
+from .plan import Plan
 
 STAGES = {
     "fetch": ("FOLDER", "load a hub data set into cache/sources"),
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
             from . import checkpoints
 
             # A job that lost its run, as a killed snakemake leaves them, may be at it.
-            checkpoints.wait_for_others(checkpoints_path(arguments.target))
+            checkpoints.wait_for_others(Path(arguments.target))
         if arguments.command != "tokenize" and Path(arguments.target).exists():
             print(f"{arguments.target} is there: another process made it", file=sys.stderr)
             return

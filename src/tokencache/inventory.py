@@ -16,8 +16,8 @@ SHARED = ("sources", "tokenizers", "tokens")
 # A tokenizer, a fetched data set, or a tokenizer's token shards; or what is left of one.
 KEYED = re.compile(r"[0-9a-f]{32}|\.[0-9a-f]{32}\..*tmp")
 TARGET = re.compile(r"[0-9]+-[0-9a-f]{12}")
-# A run's checkpoints, who builds a cache, a large cache's parts, and what a killed job left of
-# what it was writing.
+# A run's checkpoints, who makes a cache or a run, a large cache's parts, and what a killed job
+# left of what it was writing.
 REST = re.compile(r"\.[0-9]+-[0-9a-f]{12}\..*(checkpoints|building|parts|tmp)")
 
 CACHE_FILE, RUN_FILE = "cache.json", "run.json"

@@ -47,9 +47,9 @@ def target_path(root: str, model: str, dataset: str, max_length: int, key: str) 
     return f"{root}/{model}/{dataset}/{max_length}-{key[:NAME_DIGITS]}"
 
 
-def building_path(cache: Path) -> Path:
-    """Where those who build or wait for a cache meet."""
-    return cache.parent / f".{cache.name}.building"
+def building_path(target: Path) -> Path:
+    """Where those who make or wait for a cache or a run meet."""
+    return target.parent / f".{target.name}.building"
 
 
 def parts_path(cache: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -36,16 +37,27 @@ def train(run: dict[str, Any], out: Path, checkpoints: Path) -> None:
 
     Goes on at the newest complete checkpoint in the folder `checkpoints`, with the
     same result to the byte as a run that was never stopped; the folder is removed
-    after publication, and holds a live metrics.jsonl meanwhile. Raises UserError for
-    a cache or weights that are not the planned ones, for a model that can't be made or
-    can't be used with packed rows, and where the loss becomes NaN or infinite.
+    after publication, and holds a live metrics.jsonl meanwhile. While another process
+    trains the run this one waits, and makes nothing of a run that is there then. Raises
+    UserError for a cache or weights that are not the planned ones, for a model that can't
+    be made or can't be used with packed rows, where the loss becomes NaN or infinite, and
+    where another process took this one, which was held up, for dead.
     """
     _quiet()
+    turn = saved.Turn(out)
     with collectives.group():
-        _train(run, out, checkpoints)
+        while not collectives.from_first(ranks.first() and turn.take()):
+            time.sleep(saved.WAIT_SECONDS)
+        with turn.held() if ranks.first() else nullcontext():
+            if collectives.from_first(out.exists()):
+                say(f"{out} is there: another process made it")
+            else:
+                _train(run, out, checkpoints, turn)
+            if ranks.first():
+                turn.finish(checkpoints)
 
 
-def _train(run: dict[str, Any], out: Path, checkpoints: Path) -> None:
+def _train(run: dict[str, Any], out: Path, checkpoints: Path, turn: saved.Turn) -> None:
     splits = _splits(run)
     vocab = models.vocabulary(Path(run["tokenizer"]))
     precision = _precision(run)
@@ -59,17 +71,15 @@ def _train(run: dict[str, Any], out: Path, checkpoints: Path) -> None:
     if splits["train"].packed:
         worst = models.check_packing(model, run, collator)
         say(f"packed rows: documents are kept apart (logits differ by {worst:.0e} of their spread)")
-    # To the end: whoever waits for this process finds what it made.
-    with saved.claimed(checkpoints) if ranks.first() else nullcontext():
-        newest = saved.newest(checkpoints, run["key"]) if ranks.first() else None
-        trainer.run_from(collectives.from_first(newest))
-        if not ranks.first():
-            return
-        if use_cache is not None:
-            model.config.use_cache = use_cache  # the trainer turns it off
-        with saved.disk_full_said(out), published(out, folder=True) as folder:
-            _write_results(folder, run, trainer, splits, precision)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+    newest = saved.newest(checkpoints, run["key"]) if ranks.first() else None
+    trainer.run_from(collectives.from_first(newest), turn)
+    if not ranks.first():
+        return
+    if use_cache is not None:
+        model.config.use_cache = use_cache  # the trainer turns it off
+    with saved.disk_full_said(out), published(out, folder=True) as folder:
+        _write_results(folder, run, trainer, splits, precision)
+        turn.check()
     say(f"{out}: done")
 
 

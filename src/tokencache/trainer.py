@@ -148,8 +148,9 @@ class CacheTrainer(Trainer):
     def scratch(self) -> bool:
         return self.planned["weights"] is None
 
-    def run_from(self, checkpoint: saved.Checkpoint | None) -> None:
+    def run_from(self, checkpoint: saved.Checkpoint | None, turn: saved.Turn) -> None:
         """Train to the end from a checkpoint, or from the start."""
+        self._turn = turn
         if checkpoint is None:
             self._clock.start()
             self._write_live([])
@@ -234,6 +235,7 @@ class CacheTrainer(Trainer):
             return  # the summary at the end, which run.json has
         self.state.log_history.append(record)
         if ranks.first():
+            self._turn.check()
             with open(self._live, "a", encoding="utf-8") as stream:
                 stream.write(metrics.dumps(record))
         left = self._clock.left(self.state.global_step, self.state.max_steps)
@@ -313,7 +315,8 @@ class CacheTrainer(Trainer):
             return
         with self._clock.paused():
             about = {"key": self.planned["key"], "counts": self.counts, "seconds": self.seconds}
-            with saved.saving(self.args.output_dir, self.state.global_step, about) as folder:
+            step, turn = self.state.global_step, self._turn
+            with saved.saving(self.args.output_dir, step, about, turn) as folder:
                 self._run_folder = str(folder.parent)
                 try:
                     super()._save_checkpoint(model, trial)
