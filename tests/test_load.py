@@ -73,11 +73,15 @@ def experiment(fresh, tmp_path):
     return shutil.copytree(fresh, tmp_path / "experiment")
 
 
-def start(folder, rank=None, where=None, **asked):
+# Even root has to ask, of folders that may not be written to.
+POWERLESS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+
+
+def start(folder, rank=None, where=None, before=(), **asked):
     """A process that asks for a cache, in a process group of its own."""
     asked = {"max_length": 64, "arguments": ["--cores", "1"], **asked}
     return subprocess.Popen(
-        [sys.executable, "-c", RANK, json.dumps(asked)], cwd=where or folder,
+        [*before, sys.executable, "-c", RANK, json.dumps(asked)], cwd=where or folder,
         env=environment() | {"PYTHONPATH": str(ROOT / "src")} | (rank or {}),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
@@ -222,6 +226,42 @@ def test_a_builder_that_stands_still_is_replaced_and_does_no_harm_when_it_goes_o
     assert said(second) == said(first)
     assert builds(experiment) == [first.pid, second.pid]
     assert nothing_left(experiment)
+
+
+LEFT = """
+import os, sys
+from pathlib import Path
+from tokencache import lease
+for place in sys.argv[1:]:
+    lease.take(Path(place), {"host": "here", "pid": os.getpid(), "since": "now", "log": "a log"})
+"""
+
+
+def test_a_lease_of_the_dead_hinders_nobody_who_may_not_remove_it(experiment):
+    output = said(start(experiment), fails=True)
+    name = re.search(r"the cache .*/(\S+) is not there", output)[1]
+    places = [experiment / f"cache/one/qa/.{name}.building", experiment / ".tokencache/planning"]
+    subprocess.run(
+        [sys.executable, "-c", LEFT, *places], check=True,
+        env=environment() | {"PYTHONPATH": str(ROOT / "src")},
+    )  # fmt: skip
+    leases = [path for place in places for path in (place / "holder").iterdir()]
+    closed = [*(path.parent for path in leases), places[0], places[0].parent]
+    for folder in closed:
+        folder.chmod(0o555)
+    try:
+        output = said(start(experiment, before=POWERLESS), fails=True)
+        assert "is not there: make it with" in output
+        output = said(start(experiment, before=POWERLESS, build=True), fails=True)
+        assert "you may not write in this folder" in output
+    finally:
+        for folder in closed:
+            folder.chmod(0o755)
+    assert all(path.exists() for path in leases)
+    # Nor does one who could but does not build.
+    said(start(experiment), fails=True)
+    assert leases[0].exists() and not leases[1].exists()
+    assert said(start(experiment, build=True)).startswith("950 ")
 
 
 def test_waiting_ends_with_who_builds(experiment):

@@ -158,8 +158,11 @@ class Watch:
         self._seen: tuple[str, bytes] | None = None
         self._since = 0.0
 
-    def look(self) -> dict[str, Any] | None:
-        """What the present holder says of itself; None where there is none."""
+    def look(self, end: bool = True) -> dict[str, Any] | None:
+        """What the present holder says of itself; None where there is none.
+
+        One that is dead or stands still is put out; with `end` False it is left there.
+        """
         for name in _names(self._place / "holder"):
             path = self._place / "holder" / name
             try:
@@ -171,7 +174,9 @@ class Watch:
                 self._seen, self._since = (name, content), self._clock()
             still = self._clock() - self._since > self._dead_after
             if still or is_running(name.rpartition("-")[0]) is False:
-                path.unlink(missing_ok=True)
+                if end:
+                    with suppress(OSError):  # to one who may not remove it, it has ended too
+                        path.unlink()
                 continue
             return about
         return None

@@ -178,7 +178,7 @@ class _Target:
         return words
 
     def missing(self) -> str:
-        holder = lease.Watch(self.place(), float("inf")).look()
+        holder = lease.Watch(self.place(), float("inf")).look(end=False)
         words = shlex.join(["snakemake", *self.command(["--cores", "all"])])
         now = f"{_who(holder)}; " if holder else ""
         return (
