@@ -295,6 +295,16 @@ def test_a_build_that_fails_fails_for_all(experiment):
     assert said(start(experiment, build=True)).startswith("950 ")
 
 
+def test_a_build_that_cannot_begin_is_explained_to_all(experiment):
+    (experiment / "logs").touch()
+    output = said(start(experiment, build=True), fails=True)
+    assert "could not be built: process " in output
+    assert f"{experiment}/logs" in output and "Not a directory" in output
+    # What those who wait are told.
+    [left] = experiment.glob("cache/one/qa/.64-*.building/*.failed")
+    assert json.loads(left.read_text())["message"] in output
+
+
 def test_what_is_imported_is_little():
     script = "import sys, tokencache; print(len(tokencache.__version__), *sys.modules)"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
@@ -354,6 +364,14 @@ def test_an_old_lease_is_ended_and_never_a_new_one(place):
     old.release()
     assert watches[1].look() == {"who": "new"}
     new.release()
+
+
+def test_a_failure_that_cannot_be_told_hides_no_other(place):
+    holder = lease.take(place, {})
+    shutil.rmtree(place)
+    place.touch()
+    holder.failed({"message": "why"})
+    holder.release()
 
 
 TAKE = """

@@ -62,15 +62,19 @@ class Lease:
             return error.errno in GONE
 
     def release(self) -> None:
-        self._path.unlink(missing_ok=True)
         with suppress(OSError):
+            self._path.unlink(missing_ok=True)
             self._path.parent.rmdir()
 
     def failed(self, why: dict[str, Any]) -> None:
-        """Tell those who wait for this holder why there is nothing to wait for."""
-        for old in self._place.glob("*.failed"):
-            old.unlink(missing_ok=True)
-        write_json(self._place / f"{self._path.name}.failed", why)
+        """Tell those who wait for this holder why there is nothing to wait for.
+
+        Where that can't be written, they find out themselves.
+        """
+        with suppress(OSError, UserError):
+            for old in self._place.glob("*.failed"):
+                old.unlink(missing_ok=True)
+            write_json(self._place / f"{self._path.name}.failed", why)
 
     def clear(self) -> None:
         """Remove the place: there is nothing to wait for any more."""

@@ -279,13 +279,27 @@ def _build_as(mine: lease.Lease, target: _Target, words: list[str]) -> None:
     """Build the cache as the holder of the lease."""
     try:
         if not target.is_there():  # not made between the last look and the lease either
-            _build(mine, target, words)
+            with _explained(target):
+                _build(mine, target, words)
         mine.clear()
     except UserError as error:
         mine.failed({"message": str(error)})
         raise
     finally:
         mine.release()
+
+
+@contextlib.contextmanager
+def _explained(target: _Target) -> Iterator[None]:
+    """What the disk or the machine refuses as an error of the user's."""
+    try:
+        yield
+    except OSError as error:
+        path = target.folder / (error.filename or target.log())
+        raise UserError(
+            f"the cache {target.path} could not be built: process {os.getpid()} on "
+            f"{socket.gethostname()} failed at {path}: {error.strerror or error}"
+        ) from None
 
 
 def _build(mine: lease.Lease, target: _Target, arguments: list[str]) -> None:
