@@ -183,6 +183,17 @@ def test_what_the_configuration_does_not_make_is_named(built, asked, answer):
         tokencache.load(*asked, config=built[0])
 
 
+@pytest.mark.parametrize("arguments, answer", [
+    (["--cores", "1", "--config", "max_length=[64]"], "--config is not for here.* config=…"),
+    (["-Cmax_length=[64]"], "-Cmax_length=.64. is not for here"),
+    (["--configfile=other.yaml", "--cores", "1"], "--configfile=other.yaml is not for here"),
+    ("--cores 1", r"'--cores 1' is one text; give its words: \['--cores', '1'\]"),
+])  # fmt: skip
+def test_arguments_that_mean_another_cache_are_refused(built, arguments, answer):
+    with pytest.raises(UserError, match=answer):
+        tokencache.load("one", "qa", 32, config=built[0], build=True, arguments=arguments)
+
+
 def test_an_unknown_split_is_named(built):
     with pytest.raises(UserError, match="unknown split 'test'; known: train, validation"):
         tokencache.load("one", "qa", 32, config=built[0], split="test")

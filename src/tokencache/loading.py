@@ -78,9 +78,10 @@ def load(
     `snakemake` and these `arguments`, and the others wait for it, `timeout` seconds at
     most. One that gives no sign of life for `dead_after` seconds is replaced.
 
-    Raises UserError where the configuration is wrong, and where the cache is missing,
-    can't be built, is not there in time, or is damaged.
+    Raises UserError where the configuration or an argument is wrong, and where the cache is
+    missing, can't be built, is not there in time, or is damaged.
     """
+    words = _words(arguments)
     files, where = _configuration(config, folder)
     wanted = Combination(model=model, dataset=dataset, max_length=max_length)
     target = _Target.find(files, where, wanted, dead_after)
@@ -88,7 +89,7 @@ def load(
         if not build:
             raise UserError(target.missing())
         target.check_that_it_can_be_built()
-        _wait_or_build(target, timeout, dead_after, list(arguments))
+        _wait_or_build(target, timeout, dead_after, words)
     return _opened(target.path, split)
 
 
@@ -114,6 +115,21 @@ def _configuration(
     if not where.is_dir():
         raise UserError(f"there is no folder {where}")
     return files, where
+
+
+def _words(arguments: Sequence[str]) -> list[str]:
+    """The arguments for snakemake, of which none changes the configuration."""
+    if isinstance(arguments, str):
+        raise UserError(f"arguments={arguments!r} is one text; give its words: {arguments.split()}")
+    words = [str(word) for word in arguments]
+    for word in words:
+        # As snakemake reads them: --configfile, --config=…, and what they may be shortened to.
+        if word.startswith(("--conf", "-C")):
+            raise UserError(
+                f"arguments: {word} is not for here, as it decides which cache is meant; name it "
+                "with config=…, a list of files of which later ones are laid over earlier ones"
+            )
+    return words
 
 
 @contextlib.contextmanager
