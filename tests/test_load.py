@@ -291,6 +291,21 @@ def test_waiting_ends_with_who_builds(experiment):
         first.communicate()
 
 
+def test_waiting_for_another_ones_look_at_the_sources_ends_too(experiment):
+    first = start(experiment)
+    wait_for(experiment, ".tokencache/planning/holder/*", first)
+    os.killpg(first.pid, signal.SIGSTOP)
+    try:
+        output = said(start(experiment, timeout=3), fails=True)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+    waiting, late = output.splitlines()
+    assert waiting.startswith("tokencache: waiting for the index of the sources: process ")
+    assert "the index of the sources was not there after 3 seconds" in late
+    assert f"process {first.pid} on " in waiting and f"process {first.pid} on " in late
+
+
 def test_a_build_that_fails_fails_for_all(experiment):
     with open(experiment / "data.jsonl", "a") as stream:
         stream.write('{"prompt": [1], "completion": "text"}\n')

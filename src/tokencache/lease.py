@@ -105,20 +105,23 @@ def take(place: Path, about: dict[str, Any]) -> Lease | None:
 
 
 @contextmanager
-def one_first(place: Path, dead_after: float) -> Iterator[None]:
+def one_first(
+    place: Path, dead_after: float, about: dict[str, Any], wait: Callable[[dict[str, Any]], None]
+) -> Iterator[None]:
     """Of the processes that come here at once one goes first, and the others when it is through.
 
     So they find what it found and wrote down. Where nothing can be written, all go at once.
+    `wait` is called again and again while another one, that says `about` of itself, is first.
     """
     try:
-        mine = take(place, {})
+        mine = take(place, about)
     except UserError:
         yield
         return
     if mine is None:
         watch = Watch(place, dead_after)
-        while watch.look() is not None:
-            time.sleep(0.05)
+        while (holder := watch.look()) is not None:
+            wait(holder)
         yield
         return
     with held(mine):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 HINT_SECONDS = 30.0  # between two lines on stderr
+SOON_SECONDS = 2.0  # in which the sources of most are looked up: no line for that
 LONGEST_PAUSE = 2.0  # between two looks at a cache that somebody builds
 TAIL_LINES = 30  # of the log of a build that failed
 
@@ -75,8 +76,9 @@ def load(
     another one for the moment in which the files are looked up.
 
     build: if the cache is missing, one of the processes that call this makes it, with
-    `snakemake` and these `arguments`, and the others wait for it, `timeout` seconds at
-    most. One that gives no sign of life for `dead_after` seconds is replaced.
+    `snakemake` and these `arguments`, and the others wait for it. timeout: seconds to wait
+    for others, also for one that hashes new sources first. One that gives no sign of life
+    for `dead_after` seconds is replaced.
 
     Raises UserError where the configuration or an argument is wrong, and where the cache is
     missing, can't be built, is not there in time, or is damaged.
@@ -84,12 +86,13 @@ def load(
     words = _words(arguments)
     files, where = _configuration(config, folder)
     wanted = Combination(model=model, dataset=dataset, max_length=max_length)
-    target = _Target.find(files, where, wanted, dead_after)
+    patience = _Patience(timeout)
+    target = _Target.find(files, where, wanted, dead_after, patience)
     if not target.is_there():
         if not build:
             raise UserError(target.missing())
         target.check_that_it_can_be_built()
-        _wait_or_build(target, timeout, dead_after, words)
+        _wait_or_build(target, patience, dead_after, words)
     return _opened(target.path, split)
 
 
@@ -156,16 +159,25 @@ class _Target:
 
     @classmethod
     def find(
-        cls, files: list[Path], folder: Path, wanted: Combination, dead_after: float
-    ) -> _Target:
+        cls, files: list[Path], folder: Path, wanted: Combination, dead_after: float,
+        patience: _Patience,
+    ) -> _Target:  # fmt: skip
         with _working_in(folder):
             settings = configuration.load(configuration.read(files), files)
             _check(settings, wanted, files)
             # Other caches of the configuration, and what is wrong with them, are left alone.
             settings = settings.model_copy(update={"build": [wanted]})
-            # Sources that the index does not know yet are hashed by one process, not by all.
-            with lease.one_first(PLANNING, dead_after):
-                plan = resolve(settings)
+
+        def wait(holder: dict[str, Any]) -> None:
+            who = f"process {holder['pid']} on {holder['host']} makes it since {holder['since']}"
+            patience.wait(0.05, "the index of the sources", who)
+
+        # Sources that the index does not know yet are hashed by one process, not by all.
+        with (
+            lease.one_first(folder / PLANNING, dead_after, _about(), wait),
+            _working_in(folder),
+        ):
+            plan = resolve(settings)
         [name] = plan.caches
         lacking = [folder / plan.tokens_path(key) for key in plan.lacking(name)]
         return cls((folder / name).resolve(), name, lacking, folder, files, wanted)
@@ -243,40 +255,58 @@ def _check(settings: Config, wanted: Combination, files: list[Path]) -> None:
 # Waiting and building
 
 
-def _wait_or_build(target: _Target, timeout: float, dead_after: float, words: list[str]) -> None:
+class _Patience:
+    """Waits for other processes, `timeout` seconds in all, and says for whom."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._waited = 0.0
+        self._says_at = SOON_SECONDS
+
+    def say_at_once(self) -> None:
+        self._says_at = self._waited
+
+    def wait(self, seconds: float, what: str, who: str | None) -> None:
+        """who: what is said of who makes it. Raises UserError when the time is over."""
+        if self._waited > self._timeout:
+            raise UserError(
+                f"{what} was not there after {self._timeout:g} seconds: "
+                f"{who or 'and nobody makes it'}. See what keeps it, or wait longer with timeout=…"
+            )
+        if who and self._waited >= self._says_at:
+            self._says_at = self._waited + HINT_SECONDS
+            _say(f"waiting for {what}: {who}")
+        start = time.monotonic()
+        time.sleep(seconds)
+        self._waited += time.monotonic() - start
+
+
+def _wait_or_build(
+    target: _Target, patience: _Patience, dead_after: float, words: list[str]
+) -> None:
     watch = lease.Watch(target.place(), dead_after)
-    start = time.monotonic()
-    pause, said = 0.1, -HINT_SECONDS
+    pause = 0.1
+    patience.say_at_once()
     while not target.is_there():
         holder = watch.look()
         failure = watch.failure()
         if failure is not None:
             raise UserError(failure["message"])
         if holder is None:
-            mine = lease.take(target.place(), _about(target))
+            mine = lease.take(target.place(), _about() | {"log": str(target.log())})
             if mine is not None:
                 _build_as(mine, target, words)
                 return
-        waited = time.monotonic() - start
-        if waited > timeout:
-            who = _who(holder) if holder else "and nobody builds it"
-            raise UserError(
-                f"the cache {target.path} was not there after {timeout:g} seconds: {who}. Look "
-                "into the log, or wait longer with timeout=…"
-            )
-        if holder and waited - said >= HINT_SECONDS:
-            said = waited
-            _say(f"waiting for {target.name}: {_who(holder)}")
-        time.sleep(pause * random.uniform(0.5, 1))
+        who = _who(holder) if holder else None
+        patience.wait(pause * random.uniform(0.5, 1), f"the cache {target.path}", who)
         pause = min(pause * 1.5, LONGEST_PAUSE)
 
 
-def _about(target: _Target) -> dict[str, Any]:
+def _about() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "log": str(target.log()),
     }
 
 
@@ -323,7 +353,7 @@ def _build(mine: lease.Lease, target: _Target, arguments: list[str]) -> None:
     shown = target.command([*arguments, "--config", f"build={only}"])
     log = target.log()
     log.parent.mkdir(parents=True, exist_ok=True)
-    about = _about(target)
+    about = _about()
     _say(f"building {target.name}, log: {log}")
     with open(log, "ab") as stream:
         title = f"# process {about['pid']} on {about['host']}, {about['since']}: "
