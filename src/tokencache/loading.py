@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import config as configuration
-from . import lease
+from . import lease, ranks
 from .config import Combination, Config
 from .errors import UserError
 from .files import read_json
@@ -35,15 +35,6 @@ HINT_SECONDS = 30.0  # between two lines on stderr
 SOON_SECONDS = 2.0  # in which the sources of most are looked up: no line for that
 LONGEST_PAUSE = 2.0  # between two looks at a cache that somebody builds
 TAIL_LINES = 30  # of the log of a build that failed
-
-# What a launcher tells its ranks is not for the workflow, which is no rank of theirs.
-RANK_PREFIXES = ("SLURM_", "TORCHELASTIC_", "PMI_", "PMIX_", "OMPI_", "PALS_", "ACCELERATE_")
-RANK_NAMES = {
-    "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-    "OMP_NUM_THREADS", "TOKENCACHE_PLAN",
-}  # fmt: skip
-KEPT = {"SLURM_CONF"}
 
 SNAKEFILE = Path(__file__).parents[2] / "Snakefile"
 
@@ -361,8 +352,9 @@ def _build(mine: lease.Lease, target: _Target, arguments: list[str]) -> None:
         stream.flush()
         start = stream.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "snakemake", *shown], cwd=target.folder, env=_environment(),
-            stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
+            [sys.executable, "-m", "snakemake", *shown], cwd=target.folder,
+            env=ranks.environment_of_none(), stdin=subprocess.DEVNULL, stdout=stream,
+            stderr=subprocess.STDOUT,
         )  # fmt: skip
         with _ended(process):
             _attend(process, mine, target)
@@ -405,15 +397,6 @@ def _attend(process: subprocess.Popen, mine: lease.Lease, target: _Target) -> No
         if now - said >= HINT_SECONDS:
             said = now
             _say(f"building {target.name} for {now - start:.0f} seconds, log: {target.log()}")
-
-
-def _environment() -> dict[str, str]:
-    """This process's environment, without what makes it a rank."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name in KEPT or not (name in RANK_NAMES or name.startswith(RANK_PREFIXES))
-    }
 
 
 # Opening

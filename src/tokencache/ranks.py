@@ -9,6 +9,15 @@ import time
 
 PATIENCE = 10.0  # seconds in which what stops the first rank too has stopped all
 
+# What a launcher tells its ranks.
+RANK_PREFIXES = ("SLURM_", "TORCHELASTIC_", "PMI_", "PMIX_", "OMPI_", "PALS_", "ACCELERATE_")
+RANK_NAMES = {
+    "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+    "OMP_NUM_THREADS", "TOKENCACHE_PLAN",
+}  # fmt: skip
+KEPT = {"SLURM_CONF"}
+
 
 def launched() -> bool:
     """Whether torchrun started this process."""
@@ -61,3 +70,12 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def environment_of_none() -> dict[str, str]:
+    """This process's environment, without what makes it a rank."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in KEPT or not (name in RANK_NAMES or name.startswith(RANK_PREFIXES))
+    }
