@@ -18,6 +18,7 @@ from workflow import ROOT, environment, rows, write_rows
 import tokencache
 from tokencache import lease
 from tokencache.errors import UserError
+from tokencache.view import open_cache
 
 CONFIG = {
     "shard_size": 32768,
@@ -209,6 +210,9 @@ def test_a_damaged_cache_is_not_opened(built, tmp_path):
     data.unlink()
     with pytest.raises(UserError, match="arrow is missing"):
         tokencache.load("one", "qa", 32, config=folder, build=True)
+    # As for training, which is not left to find it out.
+    with pytest.raises(UserError, match="arrow is missing"):
+        open_cache(data.parents[1])
 
 
 def test_a_builder_that_is_killed_is_replaced(experiment):

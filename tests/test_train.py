@@ -27,6 +27,7 @@ from training import (
     make_split,
     records,
     refused,
+    save,
     trained,
 )
 from transformers import (
@@ -83,8 +84,7 @@ def test_the_embedding_of_an_eos_that_is_pad_too_is_trained(fine_tuned, first, t
     # Only an eos with something after it is an input that a loss depends on.
     inside = [[5, 6, EOS, 7, 8, EOS, 9]] * 8
     columns = make_split(inside, packed=False)
-    DatasetDict({"train": Dataset.from_dict(columns)}).save_to_disk(tmp_path / "cache")
-    (tmp_path / "cache" / "cache.json").write_text(json.dumps({"key": "c" * 32}))
+    save(DatasetDict({"train": Dataset.from_dict(columns)}), tmp_path / "cache")
     weights = first[1] if fine_tuned else None
     run = make_run(tmp_path / "cache", tokenizer, weights=weights, max_steps=2)
     before = models.load(run, models.vocabulary(tokenizer)).get_input_embeddings().weight[EOS]
@@ -354,7 +354,7 @@ def test_a_first_loss_that_is_off_is_said(cache, tokenizer, tmp_path, capsys):
 def test_another_cache_than_the_planned_one(cache, tokenizer, tmp_path):
     run = make_run(cache, tokenizer) | {"cache_key": "d" * 32}
     assert "but the plan is for dddd" in refused(run, tmp_path)
-    assert "can't be read" in refused(run | {"cache": str(tmp_path)}, tmp_path)
+    assert "cache.json is missing" in refused(run | {"cache": str(tmp_path)}, tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

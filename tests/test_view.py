@@ -213,10 +213,12 @@ def test_a_token_shard_that_is_gone_is_named(tmp_path):
 
 
 def test_what_is_no_cache_is_refused(tmp_path):
-    fails(lambda: open_cache(tmp_path / "nothing"), "nothing", "can't be read", "run snakemake")
+    fails(
+        lambda: open_cache(tmp_path / "nothing"), "nothing", "missing or damaged", "with snakemake"
+    )
     both(tmp_path, write_shards(tmp_path, documents(20)), entry(12))
     for name in ("view", "dataset"):
-        fails(lambda f=tmp_path / name: open_cache(f, "test"), "no split 'test'", "train")
+        fails(lambda f=tmp_path / name: open_cache(f, "test"), "unknown split 'test'", "train")
 
 
 @pytest.mark.parametrize("packing", ["none", "best_fit"])

@@ -76,8 +76,19 @@ def make_cache(folder, packed=False, rows=48, validation=9):
             columns = make_split(found, packed)
             features = Features({c: List(Value(types.get(c, "int32"))) for c in columns})
             made[name] = Dataset.from_dict(columns, features=features)
-    DatasetDict(made).save_to_disk(folder)
-    (folder / "cache.json").write_text(json.dumps({"key": "c" * 32}))
+    return save(DatasetDict(made), folder)
+
+
+def save(made, folder):
+    """Write a cache as the workflow does."""
+    made.save_to_disk(folder)
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size}
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    about = {"key": "c" * 32, "files": files, "splits": dict.fromkeys(made)}
+    (folder / "cache.json").write_text(json.dumps(about))
     return folder
 
 

@@ -22,11 +22,10 @@ from . import config as configuration
 from . import lease, ranks
 from .config import Combination, Config
 from .errors import UserError
-from .files import read_json
 from .messages import unknown
 from .plan import PLANNING, building_path
 from .resolve import resolve
-from .view import VIEW_FILE, View, open_cache
+from .view import View, open_cache
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -84,7 +83,7 @@ def load(
             raise UserError(target.missing())
         target.check_that_it_can_be_built()
         _wait_or_build(target, patience, dead_after, words)
-    return _opened(target.path, split)
+    return open_cache(target.path, split)
 
 
 def _configuration(
@@ -397,34 +396,3 @@ def _attend(process: subprocess.Popen, mine: lease.Lease, target: _Target) -> No
         if now - said >= HINT_SECONDS:
             said = now
             _say(f"building {target.name} for {now - start:.0f} seconds, log: {target.log()}")
-
-
-# Opening
-
-
-def _opened(folder: Path, split: str | None) -> DatasetDict | Dataset | dict[str, View] | View:
-    """Open a cache whose files are as long as its cache.json says."""
-    mend = f"delete {folder} and make it again"
-    try:
-        about = read_json(folder / "cache.json")
-        files, splits = about["files"], about["splits"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / 'cache.json'} is missing or damaged; {mend}") from None
-    if split is not None and split not in splits:
-        raise UserError(f"{folder}: {unknown(split, splits, '', what='split')}")
-    for name, entry in files.items():
-        try:
-            found = os.stat(folder / name).st_size
-        except OSError:
-            raise UserError(f"{folder / name} is missing; {mend}") from None
-        if found != entry["bytes"]:
-            raise UserError(
-                f"{folder / name} is damaged: it has {found:,} bytes instead of "
-                f"{entry['bytes']:,}; {mend}"
-            )
-    if (folder / VIEW_FILE).exists():
-        return open_cache(folder, split)
-    # Imported here: it takes a second, and a cache that is missing needs none of it.
-    import datasets
-
-    return datasets.load_from_disk(str(folder / split if split is not None else folder))

@@ -23,6 +23,7 @@ import pyarrow as pa
 from .errors import UserError
 from .files import read_json
 from .gather import Gatherer, SplitRows
+from .messages import unknown
 from .readers import as_arrow, as_numpy, as_texts
 from .streams import Writer
 from .token_shards import Segments
@@ -154,25 +155,47 @@ def open_cache(
 ) -> dict[str, View | datasets.Dataset] | View | datasets.Dataset:
     """The splits of a cache of either format by name, or one of them.
 
-    Raises UserError for a folder that is no cache, and for a split that it lacks.
+    Raises UserError for a folder that is no cache, for one with a file that is missing or
+    not as long as cache.json says, and for a split that it lacks.
     """
+    folder = Path(folder)
+    splits = _checked(folder)
+    if split is not None and split not in splits:
+        raise UserError(f"{folder}: {unknown(split, splits, '', what='split')}")
     try:
-        if Path(folder, VIEW_FILE).exists():
-            splits = read_json(Path(folder, VIEW_FILE))["splits"]
+        if (folder / VIEW_FILE).exists():
             found = {name: View(folder, name) for name in splits}
-        else:
-            import datasets
+            return found if split is None else found[split]
+        # Imported here: it takes a second, and what is missing or damaged needs none of it.
+        import datasets
 
-            found = dict(datasets.load_from_disk(str(folder)))
+        return datasets.load_from_disk(str(folder if split is None else folder / split))
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{folder}: the cache can't be read ({error}); remove the folder and run snakemake"
-        ) from None
-    if split is None:
-        return found
-    if split not in found:
-        raise UserError(f"{folder}: there is no split {split!r}; there are: {', '.join(found)}")
-    return found[split]
+        raise UserError(f"{folder}: the cache can't be read ({error}); {_mend(folder)}") from None
+
+
+def _checked(folder: Path) -> list[str]:
+    """The splits of a cache, whose files are as long as its cache.json says."""
+    try:
+        about = read_json(folder / "cache.json")
+        sizes, splits = {name: f["bytes"] for name, f in about["files"].items()}, about["splits"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{folder / 'cache.json'} is missing or damaged; {_mend(folder)}") from None
+    for name, size in sizes.items():
+        try:
+            found = os.stat(folder / name).st_size
+        except OSError:
+            raise UserError(f"{folder / name} is missing; {_mend(folder)}") from None
+        if found != size:
+            raise UserError(
+                f"{folder / name} is damaged: it has {found:,} bytes instead of {size:,}; "
+                f"{_mend(folder)}"
+            )
+    return list(splits)
+
+
+def _mend(folder: Path) -> str:
+    return f"delete {folder} and make it again with snakemake"
 
 
 def write(
