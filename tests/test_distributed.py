@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -85,6 +86,42 @@ def test_a_second_copy_waits_with_all_its_processes(tokenizer, tmp_path):
     assert "trains this run already" in logs[0] and "another process made it" in logs[0]
     assert "step 60/60" in logs[1] and "goes on" not in logs[1]
     assert not list((tmp_path / "run").glob(".out.*"))
+
+
+FAILS = """
+import os, sys, torch
+from tokencache import collectives, ranks
+from tokencache.errors import UserError
+try:
+    with collectives.group():
+        collectives.gathered(0)
+        if ranks.rank() == 1 and sys.argv[1] == "ends":
+            os._exit(0)
+        if ranks.rank() == 0 and sys.argv[1] == "memory":
+            raise torch.distributed.DistBackendError(
+                "NCCL error: unhandled cuda error. Cuda failure 'out of memory' (net, socket)"
+            )
+        collectives.gathered(1)
+except UserError as error:
+    print("UserError:", error)
+except RuntimeError as error:
+    print("RuntimeError:", error)
+"""
+
+
+@pytest.mark.parametrize("way, answer", [
+    ("ends", r"UserError: lost the connection to another rank, .* \(.*127.0.0.1.*\)\n"),
+    ("memory", r"RuntimeError: NCCL error: .* 'out of memory'"),
+])  # fmt: skip
+def test_only_a_lost_rank_is_called_that(way, answer, tmp_path):
+    (tmp_path / "rank.py").write_text(FAILS)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         str(tmp_path / "rank.py"), way],
+        env=os.environ | {"PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert re.search(answer, done.stdout), done.stdout + done.stderr
 
 
 CONFIG = {

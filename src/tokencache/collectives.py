@@ -16,7 +16,12 @@ from .errors import UserError
 
 # For a rank that hangs; one that ends is seen at once.
 TIMEOUT = timedelta(minutes=30)
-LOST = re.compile(r"gloo|nccl|connection|peer|socket", re.IGNORECASE)
+# Of gloo, of NCCL, and of the store where the ranks met; either may also fail for other reasons.
+LOST = re.compile(
+    r"connection (closed|reset|refused)|closed the connection|broken pipe|timed? ?out|"
+    r"ncclRemoteError|remote process exited|failed to recv|recvValue",
+    re.IGNORECASE,
+)
 
 
 @contextmanager
@@ -43,7 +48,8 @@ def group() -> Iterator[None]:
     except RuntimeError as error:
         if not LOST.search(str(error)):
             raise
-        reason = " ".join(str(error).partition(". ")[0].split())
+        # What comes after it are places in the source of PyTorch.
+        reason = " ".join(str(error).partition("Exception raised from")[0].split())
         raise UserError(
             f"lost the connection to another rank, which has probably ended ({reason})"
         ) from None
