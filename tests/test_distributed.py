@@ -226,6 +226,32 @@ def test_what_stops_every_rank_is_said_once(workflow):
     assert "rank 0 ended with status 1" in log
 
 
+CORES = """
+import os, sys
+from tokencache import cli
+os.sched_getaffinity = lambda _: range(6)  # more than most machines that run this test have
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_without_a_word_on_threads_the_ranks_share_the_cores(workflow):
+    [plan] = workflow.folder.glob(".tokencache/plans/*.json")
+    made = json.loads(plan.read_text())
+    [(out, run)] = made["runs"].items()
+    run["training"]["max_steps"] = 1
+    plan.write_text(json.dumps(made))
+    free = {n: v for n, v in os.environ.items() if not n.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", CORES, "train", "--plan", str(plan), out], cwd=workflow.folder,
+        env=free | {"PYTHONPATH": str(SOURCES)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    # PyTorch takes no more than there are.
+    script = "import torch; print(torch.get_num_threads())"
+    most = subprocess.run([sys.executable, "-c", script], env=free | {"OMP_NUM_THREADS": "3"},
+                          capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
+    assert done.returncode == 0 and f", {most} threads, " in done.stderr, done.stderr
+
+
 def test_several_nodes_need_slurm(workflow):
     configure(workflow, nodes=2, processes_per_node=1)
     assert "training.nodes: 2 nodes need a job of SLURM" in workflow.run(fails=True)

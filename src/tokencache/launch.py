@@ -28,9 +28,9 @@ STANDALONE = [
 class Call:
     """A call of `tokencache train` for a run of several processes.
 
-    within: what is put before the command on each node, such as `apptainer exec
-    IMAGE`, or "". rendezvous: HOST:PORT where the nodes meet, or None before they
-    are started.
+    threads: of each node, 0 for as many as it has. within: what is put before the
+    command on each node, such as `apptainer exec IMAGE`, or "". rendezvous: HOST:PORT
+    where the nodes meet, or None before they are started.
     """
 
     plan: str
@@ -145,9 +145,10 @@ def _torchrun(call: Call, words: list[str]) -> None:
     from torch.distributed.run import config_from_args, parse_args
 
     logging.disable()
-    threads = max(1, call.threads // call.processes)
-    if call.threads:  # Snakemake has set them as for one process.
-        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    threads = max(1, (call.threads or _cores()) // call.processes)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        if call.threads or name not in os.environ:  # Snakemake has set them as for one process.
+            os.environ[name] = str(threads)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ["PYTHONSAFEPATH"] = "1"  # the folder of the experiment holds no modules
     words = [*words, f"--nproc-per-node={call.processes}", "-m", "tokencache", *call.words(threads)]
@@ -163,6 +164,13 @@ def _torchrun(call: Call, words: list[str]) -> None:
         ) from None
     except SignalException as error:
         sys.exit(128 + error.sigval)
+
+
+def _cores() -> int:
+    """The cores that this process may use; macOS knows of no others."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _ends(failures: dict[int, Any]) -> str:
