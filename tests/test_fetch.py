@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import subprocess
+import sys
 
 import datasets
 import pyarrow as pa
@@ -75,6 +78,37 @@ def test_rows_are_those_of_the_data_set_in_order(tmp_path, kind):
     assert texts == [row["text"] for row in ROWS]
     assert messages == [row["messages"] for row in ROWS]
     assert sizes == [6, 6, 6, 5]
+
+
+WEIGHTS = """
+import sys
+from pathlib import Path
+from tokencache import fetch
+reference = {"hub": "some/model", "revision": "1" * 40, "path": None}
+fetch.fetch_weights({"model": "m", "reference": reference}, Path(sys.argv[1]))
+"""
+
+
+def test_weights_are_published_and_the_users_own_copy_is_left_as_it_is(tmp_path):
+    hub = tmp_path / "hub" / "models--some--model"
+    (hub / "blobs").mkdir(parents=True)
+    blob = hub / "blobs" / "abc"
+    blob.write_bytes(b"weights")
+    blob.chmod(0o600)
+    snapshot = hub / "snapshots" / ("1" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").symlink_to("../../blobs/abc")
+    (snapshot / "pytorch_model.bin").touch()
+    out = tmp_path / "shared" / "weights"
+    out.parent.mkdir()
+    out.parent.chmod(0o2775)
+    given = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", WEIGHTS, out], check=True, env=given)
+    assert [p.name for p in out.iterdir() if not p.name.startswith(".")] == ["model.safetensors"]
+    made = out / "model.safetensors"
+    assert made.read_bytes() == b"weights" and not made.is_symlink()
+    assert stat.S_IMODE(made.stat().st_mode) & 0o640 == 0o640
+    assert stat.S_IMODE(blob.stat().st_mode) == 0o600, "the user's own stays closed"
 
 
 def test_a_part_of_a_split(tmp_path):

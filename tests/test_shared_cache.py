@@ -183,6 +183,23 @@ def test_one_user_makes_and_another_deletes(anna_and_ben, base):
     assert anna.targets("../cache") == set()
 
 
+def test_one_user_makes_the_parts_and_another_the_cache(anna_and_ben, base, undisturbed):
+    anna, ben = anna_and_ben
+    anna.umask = 0o002  # the group may even write her files, and so link them
+    size = (anna.folder / "data.jsonl").stat().st_size // 3
+    for workflow in anna_and_ben:
+        workflow.in_parts(size)
+    anna.edit("rules/pack.smk", '"tokencache pack ', '"false && tokencache pack ')
+    anna.run("caches", fails=True)
+    assert ben.jobs("caches") == {"pack": 1}
+    output = ben.run("caches")
+    assert "Traceback" not in output, output
+    [cache] = base.glob("cache/one/qa/32-*")
+    assert not list(cache.parent.glob(".32-*")), "what anna's jobs left"
+    assert {path.stat().st_uid for path in cache.rglob("*")} == {BEN}
+    assert is_open_to_the_group(base / "cache")
+
+
 LOAD = """
 import tokencache
 print(len(tokencache.load("one", "qa", 32, build=True, arguments=["--cores", "1"])["train"]))

@@ -130,25 +130,13 @@ def test_format_of_a_data_set_is_that_of_its_files(workflow):
 # Parts
 
 
-def in_parts(workflow, size):
-    """As with data of many gigabytes: a job for each so many bytes of sources."""
-    resolve = workflow.folder / "src/tokencache/resolve.py"
-    text = resolve.read_text()
-    assert "BYTES_IN_A_PART = 2**31" in text
-    resolve.write_text(text.replace("BYTES_IN_A_PART = 2**31", f"BYTES_IN_A_PART = {size}"))
-    pack = workflow.folder / "src/tokencache/pack.py"
-    text = pack.read_text()
-    assert "TOKENS_IN_A_FILE = 2**26" in text
-    pack.write_text(text.replace("TOKENS_IN_A_FILE = 2**26", "TOKENS_IN_A_FILE = 500"))
-
-
 def test_parts_of_any_number_of_jobs_make_the_same_bytes(workflow):
     size = (workflow.folder / "a.jsonl").stat().st_size
     trees = []
     for jobs in (1, 3, 12):
         other = workflow.copy(workflow.folder / f"../{jobs}")
         shutil.rmtree(other.folder / "cache/m")
-        in_parts(other, size // jobs)
+        other.in_parts(size // jobs)
         wanted = {"pack": 1} | ({"pack_part": jobs} if jobs > 1 else {})
         assert other.jobs() == wanted
         other.run()
@@ -165,17 +153,15 @@ def test_parts_of_any_number_of_jobs_make_the_same_bytes(workflow):
 def test_parts_that_are_there_are_not_written_again(workflow):
     size = (workflow.folder / "a.jsonl").stat().st_size
     before = workflow.copy(workflow.folder / "../one")
-    in_parts(before, size)
+    before.in_parts(size)
     shutil.rmtree(before.folder / "cache/m")
     before.run("caches")
     shutil.rmtree(workflow.folder / "cache/m")
-    in_parts(workflow, size // 3)
+    workflow.in_parts(size // 3)
     # Stopped before the end.
-    rule = workflow.folder / "rules/pack.smk"
-    text = rule.read_text()
-    rule.write_text(text.replace('"tokencache pack ', '"false && tokencache pack '))
+    workflow.edit("rules/pack.smk", '"tokencache pack ', '"false && tokencache pack ')
     workflow.run(fails=True)
-    rule.write_text(text)
+    workflow.edit("rules/pack.smk", '"false && tokencache pack ', '"tokencache pack ')
     folder = next((workflow.folder / "cache/m/packed").glob(".48-*.parts"))
     assert sorted(p.name for p in folder.iterdir()) == [f"00{n}-of-003" for n in range(3)]
     assert workflow.jobs("caches") == {"pack": 1}

@@ -71,6 +71,19 @@ class Workflow:
         text = config if isinstance(config, str) else yaml.safe_dump(config, sort_keys=False)
         (self.folder / "config.yaml").write_text(text)
 
+    def edit(self, name, before, after):
+        """Change one place of this copy's own code."""
+        path = self.folder / name
+        text = path.read_text()
+        assert text.count(before) == 1, (name, before)
+        path.write_text(text.replace(before, after))
+
+    def in_parts(self, size):
+        """As with data of many gigabytes: a job for each so many bytes of sources."""
+        resolve, pack = "src/tokencache/resolve.py", "src/tokencache/pack.py"
+        self.edit(resolve, "BYTES_IN_A_PART = 2**31", f"BYTES_IN_A_PART = {size}")
+        self.edit(pack, "TOKENS_IN_A_FILE = 2**26", "TOKENS_IN_A_FILE = 500")
+
     def command(self, *words):
         # On a cluster, cores would be those of all jobs together.
         cores = [] if "--profile" in words else ["--cores", "1"]

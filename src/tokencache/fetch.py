@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 import shutil
 import tempfile
 from contextlib import nullcontext
@@ -97,21 +96,15 @@ def fetch_weights(wanted: dict[str, Any], folder: Path) -> None:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"models.{wanted['model']}.weights: {hub} can't be had: {error}") from None
     with published(folder, folder=True) as made:
-        shutil.copytree(there, made, dirs_exist_ok=True, ignore=_others, copy_function=_link)
+        # Copies, for the user's own folder is not ours to open to a group.
+        copy = shutil.copyfile
+        shutil.copytree(there, made, dirs_exist_ok=True, ignore=_others, copy_function=copy)
 
 
 def _others(folder: str, names: list[str]) -> list[str]:
     """The hub's cache may hold more than what was asked for now."""
     wanted = {name for pattern in WEIGHTS_FILES for name in fnmatch.filter(names, pattern)}
     return [n for n in names if n not in wanted and not Path(folder, n).is_dir()]
-
-
-def _link(source: str, target: str) -> None:
-    """One copy on disk where both are on one file system; the hub's cache holds links."""
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def piece(folder: str, source: Source) -> tuple[Piece, str]:

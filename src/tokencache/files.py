@@ -38,6 +38,18 @@ def key_of(made_of: Any) -> str:
     return blake3(text.encode("utf-8", "surrogatepass")).hexdigest()[:KEY_DIGITS]
 
 
+def link(source: Path, target: Path) -> None:
+    """The same file at a second path; a copy where it is another user's, or there are no links.
+
+    Whoever publishes a file opens it to the group, which is allowed to its owner alone.
+    """
+    if source.stat().st_uid == os.geteuid():
+        with suppress(OSError):  # a file system without links
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
+
+
 def hash_file(path: str | Path) -> str:
     """BLAKE3 of a file's bytes, in hex."""
     return blake3().update_mmap(path).hexdigest()
@@ -221,7 +233,7 @@ def _settle(path: Path, umask: int, group: int | None) -> None:
         (path / TIMESTAMP).touch()
     for entry in [path, *path.rglob("*")] if path.is_dir() else [path]:
         if entry.is_file():
-            entry.chmod(0o666 & ~umask)
+            _set_mode(entry, 0o666 & ~umask)
         if group is not None:
             _give_to_group(entry, group)
         _sync(entry)
@@ -238,7 +250,12 @@ def _give_to_group(path: Path, group: int) -> None:
         with suppress(PermissionError):
             os.chown(path, -1, group)
             mode |= stat.S_ISGID if path.is_dir() else 0
-    path.chmod(stat.S_IMODE(about.st_mode) | mode)
+    _set_mode(path, stat.S_IMODE(about.st_mode) | mode)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    if stat.S_IMODE(path.stat().st_mode) != mode:  # only its owner may even ask
+        path.chmod(mode)
 
 
 def _umask() -> int:

@@ -7,8 +7,6 @@ copy of the tokens is the one that is written, and a view has none.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ import pyarrow as pa
 
 from . import view
 from .errors import UserError
-from .files import hash_file, key_of, published, read_json
+from .files import hash_file, key_of, link, published, read_json
 from .gather import Gatherer, SplitRows
 from .progress import Progress
 from .readers import as_arrow
@@ -242,14 +240,12 @@ def _join(
         path.parent.mkdir(exist_ok=True)
         source, checksums[path] = written[file.path]
         try:
-            os.link(source, path)
+            link(source, path)
         except FileNotFoundError:
             raise UserError(
                 f"{source} is gone: another process has made this cache meanwhile; run snakemake "
                 "again"
             ) from None
-        except OSError:  # a file system without links
-            shutil.copyfile(source, path)
     return checksums
 
 

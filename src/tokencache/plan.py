@@ -119,7 +119,9 @@ class Plan:
 
         Raises UserError where that is not allowed.
         """
-        for target in [*self.caches, *self.runs, *self.tokenizers, *self.fetches]:
+        missing = [path for path in self.caches if not Path(path).exists()]
+        parts = [part for path in missing for part in self.parts_of(path)]
+        for target in [*self.caches, *self.runs, *self.tokenizers, *self.fetches, *parts]:
             make_folder(Path(target).parent)
 
     def mark(self, batch: str) -> str:
