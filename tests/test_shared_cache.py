@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_tokenizer
-from workflow import Workflow, environment, rows
+from workflow import Workflow, environment, kill, rows
 
 from tokencache import files
 
@@ -147,6 +147,40 @@ def test_two_workflows_at_once_leave_one_copy(fresh, undisturbed, base):
     assert workflows[0].files("../cache") == undisturbed
     assert nothing_is_left(base)
     assert all(workflow.jobs("caches") == {} for workflow in workflows)
+
+
+WAIT = """    splits, counts = _splits(cache, tokens)
+    import time
+    Path("joining").touch()
+    while [*out.parent.glob(".*.parts/*-of-*")]:
+        time.sleep(0.01)
+"""
+
+
+def test_two_workflows_that_join_the_same_parts_both_succeed(fresh, base):
+    """The second is about to join them when the first has made the cache and removed them."""
+    first, second = (fresh.copy(base / name) for name in ("one", "two"))
+    for workflow in (first, second):
+        workflow.in_parts((workflow.folder / "data.jsonl").stat().st_size // 3)
+    first.edit("rules/pack.smk", '"tokencache pack ', '"false && tokencache pack ')
+    first.run("caches", fails=True)
+    first.edit("rules/pack.smk", '"false && tokencache pack ', '"tokencache pack ')
+    place = "    splits, counts = _splits(cache, tokens)\n"
+    second.edit("src/tokencache/pack.py", place, WAIT)
+    waiting = second.start("caches")
+    try:
+        deadline = time.time() + 120
+        while not (second.folder / "joining").exists():
+            assert waiting.poll() is None and time.time() < deadline
+            time.sleep(0.05)
+        first.run("caches")
+        output = waiting.communicate(timeout=120)[0]
+    finally:
+        if waiting.poll() is None:
+            kill(waiting)
+    assert waiting.returncode == 0, output
+    assert first.jobs("caches") == second.jobs("caches") == {}
+    assert not list(base.glob("cache/one/qa/.*"))
 
 
 def test_two_users_at_once_leave_one_copy_that_both_can_use(anna_and_ben, undisturbed, base):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,13 @@ def pack_cache(plan: Plan, path: str) -> None:
     from . import pack
 
     parts = [Path(part) for part in plan.parts_of(path)]
-    there = parts if all(part.exists() for part in parts) else []
-    pack.build(plan.caches[path], _tokens_of(plan, path), Path(path), there)
+    pack.build(plan.caches[path], _tokens_of(plan, path), Path(path), parts)
+    # Not what another workflow is writing there: its job would fail.
+    for part in parts:
+        shutil.rmtree(part, ignore_errors=True)
     if parts:
-        shutil.rmtree(parts_path(path), ignore_errors=True)
+        with suppress(OSError):
+            parts_path(path).rmdir()
 
 
 def pack_part(plan: Plan, path: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,11 @@ def build(
     cache: the plan's entry. tokens: {"prefix", "suffix": special token counts,
     "splits": {split: {"paths": token shards, "shards": source shard keys}},
     "provenance": what goes into cache.json as it is}. parts: folders of `build_part`,
-    which together hold the data files; without them they are written here.
+    which hold data files; those that none holds are written here.
     """
     splits, counts = _splits(cache, tokens)
+    if out.exists():  # another process made it meanwhile, and maybe removed the parts
+        return read_json(out / "cache.json")
     made = {name: _counted(split, cache["max_length"]) for name, split in splits.items()}
     _check(cache, made, counts)
     with published(out, folder=True) as folder:
@@ -163,10 +166,9 @@ def _write_dataset(
 ) -> dict[Path, str]:
     """Returns the checksums of the data files."""
     files = _data_files(splits)
-    if parts:
-        checksums = _join(folder, cache, files, parts)
-    else:
-        checksums = _write_files(folder, cache, splits, files)
+    checksums = _join(folder, cache, files, parts)
+    if lacking := [file for file in files if folder / file.path not in checksums]:
+        checksums |= _write_files(folder, cache, splits, lacking)
     for name, split in splits.items():
         names = [file.name for file in files if file.split == name]
         info = {"features": _features(_schema(split)), "citation": "", "description": "",
@@ -223,29 +225,25 @@ def _write_files(
 def _join(
     folder: Path, cache: dict[str, Any], files: list[DataFile], parts: Sequence[Path]
 ) -> dict[Path, str]:
-    """Take data files over that several jobs wrote; returns their checksums."""
+    """Take data files over that several jobs wrote; returns the checksums of those.
+
+    Who makes the cache first removes the parts, so any of them may be gone at any moment.
+    """
     written: dict[str, tuple[Path, str]] = {}
     for part in parts:
-        about = read_json(part / PART)
-        if about["key"] == cache["key"]:
-            written |= {path: (part / path, digest) for path, digest in about["files"].items()}
+        with suppress(FileNotFoundError):
+            about = read_json(part / PART)
+            if about["key"] == cache["key"]:
+                written |= {path: (part / path, digest) for path, digest in about["files"].items()}
     checksums = {}
     for file in files:
-        if file.path not in written:
-            raise UserError(
-                f"{folder.name}: no part holds {file.path}; remove {parts[0].parent} and run "
-                "snakemake again"
-            )
         path = folder / file.path
         path.parent.mkdir(exist_ok=True)
-        source, checksums[path] = written[file.path]
-        try:
-            link(source, path)
-        except FileNotFoundError:
-            raise UserError(
-                f"{source} is gone: another process has made this cache meanwhile; run snakemake "
-                "again"
-            ) from None
+        if file.path in written:
+            source, digest = written[file.path]
+            with suppress(FileNotFoundError):
+                link(source, path)
+                checksums[path] = digest
     return checksums
 
 
