@@ -15,6 +15,7 @@ from conftest import make_tokenizer
 from workflow import Workflow, environment, kill, rows
 
 from tokencache import files
+from tokencache.errors import UserError
 
 GROUP = 23000
 ANNA, BEN = 23001, 23002  # numbers do: nobody needs an account
@@ -335,4 +336,65 @@ def test_what_was_left_on_another_machine_goes_when_nobody_wrote_for_long(tmp_pa
     with files.published(final):
         final.touch()
         (next(tmp_path.glob(f".target.*-{os.getpid()}-*")) / "target").touch()
-    assert not left["old"].exists() and left["new"].exists()
+    assert not left["old"].exists() and not left["new"].exists(), "the target is there now"
+
+
+def test_what_was_left_of_a_target_that_is_not_there_is_kept_for_a_week(tmp_path):
+    for days in (8, 6):
+        left = left_elsewhere(tmp_path / "target", days * 24)
+        files.sweep(tmp_path / "target")
+        assert left.exists() == (days == 6)
+
+
+def left_elsewhere(final, hours):
+    """What a job of another machine, or in another container, left so long ago."""
+    left = final.parent / f".{final.name}.elsewhere-4026531836-7-1600000000.abc{hours}.tmp"
+    (left / final.name).mkdir(parents=True)
+    (left / final.name / "file").write_text("half")
+    then = time.time() - hours * 3600
+    for path in (left / final.name / "file", left / final.name, left):
+        os.utime(path, (then, then))
+    return left
+
+
+def test_what_is_left_of_targets_that_are_there_goes_with_the_next_run(fresh, base):
+    workflow = fresh.copy(base / "one")
+    workflow.in_parts((workflow.folder / "data.jsonl").stat().st_size // 3)
+    workflow.run("caches")
+    [cache] = base.glob("cache/one/qa/32-*")
+    old, new = left_elsewhere(cache, 2), left_elsewhere(cache, 0)
+    parts = cache.parent / f".{cache.name}.parts"
+    (parts / "000-of-003").mkdir(parents=True)  # as when pack is killed before it removes them
+    marks = workflow.folder / ".tokencache/done/20200101-000000-abcdef"
+    marks.mkdir(parents=True)
+    workflow.configure(CONFIG | {"max_length": [32, 16]})
+    workflow.run("caches")
+    assert not old.exists() and new.exists(), "one may still be written to"
+    assert parts.exists() and not marks.exists()
+    for path in (parts / "000-of-003", parts):
+        os.utime(path, (time.time() - 7200,) * 2)
+    workflow.configure(CONFIG | {"max_length": [32, 24]})
+    workflow.run("caches")
+    assert not parts.exists()
+
+
+def test_a_process_that_stood_still_finds_made_what_it_was_making(tmp_path):
+    final = tmp_path / "target"
+
+    def made_meanwhile():
+        [mine] = tmp_path.glob(".target.*")
+        shutil.rmtree(mine)
+        final.mkdir()
+        (final / "file").write_text("same bytes")
+
+    with files.published(final, folder=True) as slow:
+        (slow / "file").write_text("same bytes")
+        made_meanwhile()
+    assert (final / "file").read_text() == "same bytes"
+    shutil.rmtree(final)
+    with (
+        pytest.raises(UserError, match="another process made it while this one stood still"),
+        files.published(final, folder=True) as slow,
+    ):
+        made_meanwhile()
+        (slow / "file").write_text("same bytes")

@@ -28,6 +28,8 @@ NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 # What nobody wrote to for so long was left by a job that is dead, wherever it ran.
 ABANDONED_SECONDS = 7 * 86400
+# The same where the target is there: then a job that only stood still loses nothing.
+SUPERSEDED_SECONDS = 3600
 # Snakemake sets the time of this file in a folder that a job made or found.
 TIMESTAMP = ".snakemake_timestamp"
 
@@ -113,10 +115,17 @@ def published(final: str | Path, folder: bool = False) -> Iterator[Path]:
             if folder:
                 target.mkdir()
             yield target
-            _settle(target, umask, final.parent.stat().st_gid if shared else None)
-            _rename(target, final)
-            _sync(final.parent)
+            if target.exists() or not final.exists():  # or see remove_if_dead
+                _settle(target, umask, final.parent.stat().st_gid if shared else None)
+                _rename(target, final)
+                _sync(final.parent)
+            _remove_dead(final)
         except OSError as error:
+            if final.exists() and not temporary.exists():
+                raise UserError(
+                    f"{final}: another process made it while this one stood still; run snakemake "
+                    "again, which takes it as it is"
+                ) from None
             if error.errno in DISK_FULL:
                 raise _explained(error, final) from None
             raise
@@ -195,7 +204,9 @@ def _remove_dead(final: Path) -> None:
 def remove_if_dead(left: Path) -> None:
     """Remove a temporary of `published` whose process is dead or must be.
 
-    That of another machine, which can't be asked, must be when nothing was written for long.
+    That of another machine or container, which can't be asked, must be when nothing was
+    written for long. That is less long where the target is there: equal keys mean equal
+    bytes, so a process that only stood still finds made what it was making.
     """
     parts = re.fullmatch(r"(.+)-(\d+)-(\d+)\.[^.]+\.tmp", left.name)
     if not parts:
@@ -206,12 +217,31 @@ def remove_if_dead(left: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
+def sweep(final: Path, beside: Path | None = None) -> None:
+    """Remove what jobs that are dead, or must be, left of a target.
+
+    beside: a folder that nobody needs any more when the target is there.
+    """
+    _remove_dead(final)
+    if beside and final.exists() and _still_for(beside, SUPERSEDED_SECONDS):
+        shutil.rmtree(beside, ignore_errors=True)
+
+
 def _abandoned(left: Path) -> bool:
     try:
-        newest = max(path.lstat().st_mtime for path in [left, *left.rglob("*")])
+        superseded = any((left.parent / name).exists() for name in os.listdir(left))
+    except OSError:  # gone, or closed to us
+        return False
+    return _still_for(left, SUPERSEDED_SECONDS if superseded else ABANDONED_SECONDS)
+
+
+def _still_for(folder: Path, seconds: float) -> bool:
+    """Whether nothing was written in a folder for so long."""
+    try:
+        newest = max(path.lstat().st_mtime for path in [folder, *folder.rglob("*")])
     except OSError:  # it changes just now, or is closed to us
         return False
-    return time.time() - newest > ABANDONED_SECONDS
+    return time.time() - newest > seconds
 
 
 def _rename(source: Path, final: Path) -> None:

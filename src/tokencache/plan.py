@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from . import __version__
 from .errors import UserError
-from .files import make_folder, read_json, write_json
+from .files import make_folder, read_json, sweep, write_json
 
 WORK = Path(".tokencache")
 PLANS = WORK / "plans"
@@ -108,11 +109,17 @@ class Plan:
         return cls.read(plans[-1])
 
     def write(self) -> None:
-        """Write the plan file, and remove plans of runs long past."""
+        """Write the plan file, and remove what killed jobs and runs long past left."""
         write_json(self.path, self.data)
         for old in sorted(PLANS.glob("*.json"))[:-PLANS_KEPT]:
-            if time.time() - old.stat().st_mtime > 7 * 86400:
-                old.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another run removes it
+                if time.time() - old.stat().st_mtime > 7 * 86400:
+                    old.unlink()
+        for marks in (WORK / "done").glob("*"):
+            if not (PLANS / f"{marks.name}.json").exists():
+                shutil.rmtree(marks, ignore_errors=True)
+        for target in [*self.caches, *self.runs, *self.tokenizers, *self.fetches]:
+            sweep(Path(target), Path(parts_path(target)) if target in self.caches else None)
 
     def make_folders(self) -> None:
         """The folders that targets stand in: Snakemake would make them as the umask says.
