@@ -14,7 +14,7 @@ import pytest
 from conftest import make_tokenizer
 from workflow import Workflow, environment, kill, rows
 
-from tokencache import files
+from tokencache import files, inventory
 from tokencache.errors import UserError
 
 GROUP = 23000
@@ -233,6 +233,47 @@ def test_one_user_makes_the_parts_and_another_the_cache(anna_and_ben, base, undi
     assert not list(cache.parent.glob(".32-*")), "what anna's jobs left"
     assert {path.stat().st_uid for path in cache.rglob("*")} == {BEN}
     assert is_open_to_the_group(base / "cache")
+
+
+COME_AND_GO = """
+import os, sys
+print(flush=True)
+while True:
+    for parent in sys.argv[1:]:
+        os.makedirs(f"{parent}/.{'1' * 32}.x.tmp/{'1' * 32}/train")
+        os.removedirs(f"{parent}/.{'1' * 32}.x.tmp/{'1' * 32}/train")
+"""
+
+
+def test_what_somebody_writes_meanwhile_is_not_this_users(tmp_path):
+    places = [tmp_path / "cache/tokens" / ("2" * 32), tmp_path / "cache/one/qa"]
+    for place in places:
+        place.mkdir(parents=True)
+        (place / "stays").touch()
+    writer = subprocess.Popen(
+        [sys.executable, "-c", COME_AND_GO, *places], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        writer.stdout.readline()
+        for _ in range(3000):
+            inventory.made(str(tmp_path / "cache"), str(tmp_path / "results"))
+        assert writer.poll() is None
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+def test_what_is_closed_to_a_user_is_not_this_users(anna_and_ben, base):
+    anna, ben = anna_and_ben
+    anna.run("caches")
+    [cache] = base.glob("cache/one/qa/32-*")
+    for mode, path in ((0o700, "one/bens"), (0o744, "bens/data"), (0o700, "tokens/bens")):
+        made = base / "cache" / path
+        subprocess.run(ben.run_as(["mkdir", "-p", made / "folder"]), check=True)
+        made.chmod(mode)
+    anna.run("--delete-all-output")
+    assert not cache.exists()
+    assert sorted(p.name for p in base.glob("cache/**/folder")) == ["folder"] * 3
 
 
 LOAD = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,15 @@ def runs_of(results: str, model: str, dataset: str) -> list[dict[str, Any]]:
 
 
 def _read(folder: Path, name: str, needed: set[str]) -> list[dict[str, Any]]:
-    files = sorted(folder.glob(f"*/{name}"), key=lambda file: -file.stat().st_mtime_ns)
     found = []
-    for file in files:
+    for file in folder.glob(f"*/{name}"):
         try:
-            about = read_json(file)
+            written, about = file.stat().st_mtime_ns, read_json(file)
         except (OSError, ValueError):
             continue  # gone or damaged meanwhile: it explains nothing
         if isinstance(about, dict) and needed <= about.keys():
-            found.append(about | {"path": str(file.parent)})
-    return found
+            found.append((written, about | {"path": str(file.parent)}))
+    return [about for _, about in sorted(found, key=itemgetter(0), reverse=True)]
 
 
 def made(cache: str, results: str, by_others: bool = False) -> dict[tuple[str, str], list[str]]:
@@ -71,14 +71,17 @@ def made(cache: str, results: str, by_others: bool = False) -> dict[tuple[str, s
 
 
 def _is_mine(folder: Path) -> bool:
-    """Whether this user made a folder and all that is in it."""
-    return all(path.lstat().st_uid == os.geteuid() for path in [folder, *folder.rglob("*")])
+    """Whether this user made a folder and all that is in it, as far as one can see."""
+    try:
+        return all(path.lstat().st_uid == os.geteuid() for path in [folder, *folder.rglob("*")])
+    except OSError:  # somebody writes there just now, or closed it
+        return False
 
 
 def _shared(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
     """Of cache/tokens, cache/tokenizers or cache/sources: the whole, or what in it is ours."""
     ours = [path for path in _folders(folder) if KEYED.fullmatch(path.name) and wanted(path)]
-    others = any(path not in ours for path in folder.iterdir()) if folder.is_dir() else False
+    others = any(path not in ours for path in _entries(folder))
     return ours if others or not ours else [folder]
 
 
@@ -89,8 +92,9 @@ def _ours(folder: Path, depth: int, wanted: Callable[[Path], bool]) -> Iterator[
         if named and wanted(folder):
             yield folder
         return
-    children = list(folder.iterdir())
-    ours = {child: list(_ours(child, depth + 1, wanted)) for child in children if child.is_dir()}
+    children = _entries(folder)
+    folders = [child for child in children if os.path.isdir(child)]
+    ours = {child: list(_ours(child, depth + 1, wanted)) for child in folders}
     whole = bool(children) and all(ours.get(child) == [child] for child in children)
     if whole:
         yield folder
@@ -100,4 +104,13 @@ def _ours(folder: Path, depth: int, wanted: Callable[[Path], bool]) -> Iterator[
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(f for f in root.iterdir() if f.is_dir()) if root.is_dir() else []
+    # os.path, for pathlib's own raises where one may not look.
+    return [folder for folder in _entries(root) if os.path.isdir(folder)]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where that is gone or closed to this user."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
