@@ -48,8 +48,9 @@ def unlike(old, new):
 
 
 @pytest.fixture
-def old(tmp_path):
+def old(tmp_path, monkeypatch):
     """A file's settled state: an index keeps nothing about files that changed just now."""
+    later(monkeypatch, 60)
 
     def made(name, data):
         path = tmp_path / name
@@ -58,6 +59,12 @@ def old(tmp_path):
         return path
 
     return made
+
+
+def later(monkeypatch, seconds):
+    """Nothing else moves a file's time of change into the past."""
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() + int(seconds * 1e9))
 
 
 def age(path, seconds=60):
@@ -315,14 +322,14 @@ def test_how_a_file_is_read_and_cut_belongs_to_what_is_known(old, tmp_path, read
     assert reads.count == 12
 
 
-def test_a_file_that_changed_just_now_is_not_remembered(tmp_path, reads):
-    """Within a tick of its mtime it can change again, at the same size."""
+def test_a_file_that_changed_just_now_is_not_remembered(tmp_path, reads, monkeypatch):
+    """Within a tick of its times it can change again, at the same size."""
     path = tmp_path / "a.jsonl"
     path.write_text("".join(rows(50)))
     parse(path, tmp_path)
     parse(path, tmp_path)
     assert reads.count == 4
-    age(path, 3)
+    later(monkeypatch, 3)
     parse(path, tmp_path)
     parse(path, tmp_path)
     assert reads.count == 6
@@ -346,6 +353,16 @@ def test_a_long_look_at_a_new_file_is_not_remembered(tmp_path, monkeypatch):
     shift = 10**11
     assert index.recall([path], "look", lambda: "again") == "again"
     assert index.recall([path], "look", lambda: "not any more") == "again"
+
+
+def test_a_file_that_was_copied_just_now_is_not_remembered(tmp_path):
+    """With the times of another file, as `cp -p` does."""
+    path = tmp_path / "a"
+    path.write_bytes(b"x")
+    age(path)
+    index = Index(tmp_path / "index.sqlite")
+    assert index.recall([path], "look", lambda: "one") == "one"
+    assert index.recall([path], "look", lambda: "two") == "two"
 
 
 def test_a_file_that_changes_while_it_is_looked_at_is_not_remembered(old, tmp_path):

@@ -33,7 +33,7 @@ from .sources import Piece, Source
 # Raise when the same bytes are cut at other places than before.
 CUT_VERSION = 1
 
-# A file changed in the last moments may change again within one tick of its mtime.
+# A file changed in the last moments may change again within one tick of its times.
 SETTLED_SECONDS = 2.0
 
 
@@ -70,7 +70,7 @@ class Index:
             return json.loads(known)
         started = time.time_ns()
         value = json.dumps(find())
-        newest = max((state[1] for state in states), default=0)
+        newest = max((max(state[1], state[4]) for state in states), default=0)
         settled = started - newest > SETTLED_SECONDS * 1e9
         if settled and states == [_state(file) for file in files]:
             self._new[name] = value
