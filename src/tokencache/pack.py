@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from . import view
 from .errors import UserError
-from .files import hash_file, key_of, link, published, read_json
+from .files import hash_file, key_of, link, published, read_json, write_json
 from .gather import Gatherer, SplitRows
 from .progress import Progress
 from .readers import as_arrow
@@ -74,7 +74,7 @@ def build(
             "splits": made,
             "files": _files(folder, checksums),
         }
-        (folder / "cache.json").write_text(_dumps(summary), encoding="utf-8")
+        write_json(folder / "cache.json", summary)
     return summary
 
 
@@ -89,11 +89,7 @@ def build_part(
     with published(out, folder=True) as folder:
         checksums = _write_files(folder, cache, splits, _data_files(splits)[number::count])
         files = {str(path.relative_to(folder)): digest for path, digest in checksums.items()}
-        (folder / PART).write_text(_dumps({"key": cache["key"], "files": files}))
-
-
-def _dumps(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+        write_json(folder / PART, {"key": cache["key"], "files": files})
 
 
 def _splits(
