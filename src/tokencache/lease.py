@@ -111,7 +111,7 @@ def one_first(
     """Of the processes that come here at once one goes first, and the others when it is through.
 
     So they find what it found and wrote down. Where nothing can be written, all go at once.
-    `wait` is called again and again while another one, that says `about` of itself, is first.
+    `wait`, which sleeps a moment, is called while another one is first, with its `about`.
     """
     try:
         mine = take(place, about)
