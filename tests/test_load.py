@@ -52,7 +52,6 @@ def fresh(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fresh") / "experiment"
     make_tokenizer("bos_eos", folder / "tokenizer")
     write_rows(folder / "data.jsonl", rows(1000))
-    os.utime(folder / "data.jsonl", (0, 0))  # what is new is not remembered
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     return folder
 
@@ -61,6 +60,7 @@ def fresh(tmp_path_factory):
 def built(fresh, tmp_path_factory):
     """A folder with one cache, and what four ranks said that asked for it at once."""
     folder = shutil.copytree(fresh, tmp_path_factory.mktemp("built") / "experiment")
+    time.sleep(2.5)  # what is new is not remembered
     ranks = [
         start(folder, build=True, max_length=32, rank=TORCHRUN | {"RANK": str(n)}) for n in range(4)
     ]
