@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -95,3 +96,72 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_makes_stays(tmp_p
         for process in (killed, living):
             process.kill()
             process.wait()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_what_is_published_is_as_open_as_its_folder(tmp_path, umask):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o2770)
+    before = os.umask(umask)
+    try:
+        for name in ("shared", "own"):
+            with files.published(tmp_path / name / "new" / "target", folder=True) as made:
+                (made / "split").mkdir(mode=0o700)
+                (made / "split" / "file").touch(mode=0o600)
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    found = {
+        str(path.relative_to(tmp_path)): stat.S_IMODE(path.stat().st_mode)
+        for path in tmp_path.rglob("*")
+    }
+    folder, file = 0o777 & ~umask, 0o666 & ~umask
+    assert found == {
+        "shared": 0o2770,
+        "shared/new": folder | 0o2070,
+        "shared/new/target": folder | 0o2070,
+        "shared/new/target/.snakemake_timestamp": file | 0o060,
+        "shared/new/target/split": 0o2770,
+        "shared/new/target/split/file": file | 0o040,
+        "own": folder,
+        "own/new": folder,
+        "own/new/target": folder,
+        "own/new/target/split": 0o700,
+        "own/new/target/split/file": file,
+    }
+
+
+def test_what_was_left_on_another_machine_goes_when_nobody_wrote_for_long(tmp_path):
+    final = tmp_path / "target"
+    left = {}
+    for name, days in (("old", 8), ("new", 6)):
+        left[name] = tmp_path / f".target.another-machine-1-1000-160000{len(left)}000.{name}.tmp"
+        (left[name] / "target").mkdir(parents=True)
+        for path in (left[name] / "target", left[name]):
+            os.utime(path, (time.time() - days * 86400,) * 2)
+    with files.published(final):
+        final.touch()
+        (next(tmp_path.glob(f".target.*-{os.getpid()}-*")) / "target").touch()
+    assert not left["old"].exists() and not left["new"].exists(), "the target is there now"
+
+
+def test_a_process_that_stood_still_finds_made_what_it_was_making(tmp_path):
+    final = tmp_path / "target"
+
+    def made_meanwhile():
+        [mine] = tmp_path.glob(".target.*")
+        shutil.rmtree(mine)
+        final.mkdir()
+        (final / "file").write_text("same bytes")
+
+    with files.published(final, folder=True) as slow:
+        (slow / "file").write_text("same bytes")
+        made_meanwhile()
+    assert (final / "file").read_text() == "same bytes"
+    shutil.rmtree(final)
+    with (
+        pytest.raises(UserError, match="another process made it while this one stood still"),
+        files.published(final, folder=True) as slow,
+    ):
+        made_meanwhile()
+        (slow / "file").write_text("same bytes")

@@ -15,7 +15,6 @@ from conftest import make_tokenizer
 from workflow import Workflow, environment, kill, rows
 
 from tokencache import files, inventory
-from tokencache.errors import UserError
 
 GROUP = 23000
 ANNA, BEN = 23001, 23002  # numbers do: nobody needs an account
@@ -330,54 +329,7 @@ def test_a_user_that_may_not_write_is_told_so(anna_and_ben, base):
     assert f"you may not write in {anna.folder}, where snakemake would be run" in output
 
 
-# Publication alone
-
-
-@pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_what_is_published_is_as_open_as_its_folder(tmp_path, umask):
-    (tmp_path / "shared").mkdir()
-    (tmp_path / "shared").chmod(0o2770)
-    before = os.umask(umask)
-    try:
-        for name in ("shared", "own"):
-            with files.published(tmp_path / name / "new" / "target", folder=True) as made:
-                (made / "split").mkdir(mode=0o700)
-                (made / "split" / "file").touch(mode=0o600)
-        assert os.umask(umask) == umask
-    finally:
-        os.umask(before)
-    found = {
-        str(path.relative_to(tmp_path)): stat.S_IMODE(path.stat().st_mode)
-        for path in tmp_path.rglob("*")
-    }
-    folder, file = 0o777 & ~umask, 0o666 & ~umask
-    assert found == {
-        "shared": 0o2770,
-        "shared/new": folder | 0o2070,
-        "shared/new/target": folder | 0o2070,
-        "shared/new/target/.snakemake_timestamp": file | 0o060,
-        "shared/new/target/split": 0o2770,
-        "shared/new/target/split/file": file | 0o040,
-        "own": folder,
-        "own/new": folder,
-        "own/new/target": folder,
-        "own/new/target/split": 0o700,
-        "own/new/target/split/file": file,
-    }
-
-
-def test_what_was_left_on_another_machine_goes_when_nobody_wrote_for_long(tmp_path):
-    final = tmp_path / "target"
-    left = {}
-    for name, days in (("old", 8), ("new", 6)):
-        left[name] = tmp_path / f".target.another-machine-1-1000-160000{len(left)}000.{name}.tmp"
-        (left[name] / "target").mkdir(parents=True)
-        for path in (left[name] / "target", left[name]):
-            os.utime(path, (time.time() - days * 86400,) * 2)
-    with files.published(final):
-        final.touch()
-        (next(tmp_path.glob(f".target.*-{os.getpid()}-*")) / "target").touch()
-    assert not left["old"].exists() and not left["new"].exists(), "the target is there now"
+# What killed jobs leave
 
 
 def test_what_was_left_of_a_target_that_is_not_there_is_kept_for_a_week(tmp_path):
@@ -417,25 +369,3 @@ def test_what_is_left_of_targets_that_are_there_goes_with_the_next_run(fresh, ba
     workflow.configure(CONFIG | {"max_length": [32, 24]})
     workflow.run("caches")
     assert not parts.exists()
-
-
-def test_a_process_that_stood_still_finds_made_what_it_was_making(tmp_path):
-    final = tmp_path / "target"
-
-    def made_meanwhile():
-        [mine] = tmp_path.glob(".target.*")
-        shutil.rmtree(mine)
-        final.mkdir()
-        (final / "file").write_text("same bytes")
-
-    with files.published(final, folder=True) as slow:
-        (slow / "file").write_text("same bytes")
-        made_meanwhile()
-    assert (final / "file").read_text() == "same bytes"
-    shutil.rmtree(final)
-    with (
-        pytest.raises(UserError, match="another process made it while this one stood still"),
-        files.published(final, folder=True) as slow,
-    ):
-        made_meanwhile()
-        (slow / "file").write_text("same bytes")
