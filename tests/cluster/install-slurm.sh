@@ -31,4 +31,4 @@ if [ ${#missing[@]} -gt 0 ]; then
   apt-get -q update
   DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends "${missing[@]}"
 fi
-sinfo --version
+slurmctld -V
