@@ -52,6 +52,18 @@ def test_a_target_and_what_is_stale_are_the_same_on_a_cluster(done, tmp_path):
     assert workflow.jobs(*PROFILE) == workflow.jobs() != {}
 
 
+def test_a_run_on_two_nodes_has_a_container_on_each(done, tmp_path):
+    workflow = done.copy(tmp_path / "w")
+    config = workflow.config
+    config["training"] |= {"nodes": 2, "max_steps": 3}
+    workflow.configure(config)
+    output = workflow.run("one", *PROFILE)
+    logs = [file.read_text() for file in workflow.folder.glob("logs/train/one/qa/*.log")]
+    assert any("2 processes on 2 nodes" in log for log in logs)
+    assert re.search(r"^n\[1-2\] +train +one/qa/", output, re.MULTILINE)
+    assert len(workflow.targets("results")) == 3
+
+
 def test_all_output_is_deleted_under_the_profile_too(done, tmp_path):
     workflow = done.copy(tmp_path / "w")
     workflow.run("--delete-all-output", *PROFILE)

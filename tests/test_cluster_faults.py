@@ -157,7 +157,8 @@ def test_snakemake_killed_while_its_jobs_run(workflow, undisturbed):
 
     process = start(workflow, "one", *PLAIN)
     job_of(workflow, "train", but=[training])
-    log = next((workflow.folder / "logs/train/one").rglob("*.log"))
+    logs = workflow.folder / "logs/train/one"  # Snakemake removes the old one, for a moment
+    log = until(lambda: next(logs.rglob("*.log"), None), workflow, "the log")
     until(lambda: f"process {training.pid} trains" in log.read_text(), workflow, "the wait")
     training.resume()
     ended(process, workflow)
