@@ -17,7 +17,11 @@ DOCS = "see docs/cluster.md"
 
 def nodes() -> str:
     """The nodes of the job that this process is of, as SLURM writes them, or this machine."""
-    return os.environ.get("SLURM_JOB_NODELIST") or socket.gethostname()
+    told, job = os.environ.get("SLURM_JOB_NODELIST"), os.environ.get("SLURM_JOB_ID")
+    if told is None and job and shutil.which("scontrol"):  # Snakemake took the variable away
+        found = _run("scontrol", "show", "job", "--oneliner", job).stdout
+        told = next(iter(re.findall(r"\bNodeList=(\S+)", found)), None)
+    return told or socket.gethostname()
 
 
 def status_command(seconds: int) -> str:
