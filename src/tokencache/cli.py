@@ -6,11 +6,16 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import __version__, launch, ranks, slurm
+# Nothing that loads NumPy or another library that reads its number of threads at its start.
+from . import __version__, ranks, slurm
 from .errors import UserError
 from .files import DISK_FULL
 from .plan import Plan
+
+if TYPE_CHECKING:
+    from .launch import Call
 
 STAGES = {
     "fetch": ("FOLDER", "load a hub data set into cache/sources"),
@@ -65,6 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"{arguments.target} is there: another process made it", file=sys.stderr)
             return
     if arguments.command == "train" and (call := _several(plan, arguments)):
+        from . import launch
+
         launch.start(call)
         return
     if ranks.launched():
@@ -95,7 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.plan} has no {arguments.target!r}") from None
 
 
-def _several(plan: Plan, arguments: argparse.Namespace) -> launch.Call | None:
+def _several(plan: Plan, arguments: argparse.Namespace) -> Call | None:
     """How to start a run of several processes, where this is not one of them."""
     run = plan.runs.get(arguments.target)
     if run is None or ranks.launched():
@@ -103,7 +110,9 @@ def _several(plan: Plan, arguments: argparse.Namespace) -> launch.Call | None:
     nodes, processes = run["training"]["nodes"], run["training"]["processes_per_node"]
     if nodes * processes == 1:
         return None
-    return launch.Call(
+    from .launch import Call
+
+    return Call(
         arguments.plan, arguments.target, arguments.threads, arguments.within,
         arguments.rendezvous, nodes, processes,
     )  # fmt: skip

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache, cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +69,8 @@ def files_of(shards: Iterable[dict[str, Any]]) -> list[str]:
 
 @cache
 def _versions() -> dict[str, str]:
+    from importlib.metadata import version  # with all of email
+
     return {"tokencache": __version__} | {name: version(name) for name in LIBRARIES}
 
 
