@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
@@ -140,11 +141,13 @@ def _row_count(chunk: bytes) -> int | None:
     pyarrow takes objects that share a line or span lines, which is no JSON Lines, and
     crashes on a first row that is a bare null: no such chunk may get there.
     """
-    lines = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
+    data = np.frombuffer(chunk, np.uint8)
+    ends = np.flatnonzero(data[:-1] == ord("\n"))
     for end in (b"\n", b"\r\n"):  # quick for what files mostly look like
+        edge = enumerate(b"}" + end + b"{", -len(end))
         around = chunk.startswith(b"{") and chunk.endswith((b"}" + end, b"}"))
-        if around and chunk.count(b"}" + end + b"{") + 1 == lines:
-            return lines
+        if around and all((data[ends + place] == sign).all() for place, sign in edge):
+            return len(ends) + 1
     if _NO_OBJECT.search(chunk):
         return None
     return sum(1 for line in chunk.split(b"\n") if line.strip(b" \t\r"))
