@@ -13,7 +13,7 @@ from .plan import tokenizer_path
 # A job takes small shards until it has this many, or this many bytes of them: more where there
 # is so much that it would be more jobs than a scheduler should be bothered with.
 SHARDS_IN_A_JOB = 256
-BYTES_IN_A_JOB = 64 * 2**20
+BYTES_IN_A_JOB = 256 * 2**20
 MOST_BYTES_IN_A_JOB = 2**30
 JOBS = 48
 
