@@ -32,12 +32,15 @@ class Gatherer:
         return self.prefix + self.suffix
 
     def columns(self, found: Rows) -> dict[str, Column]:
-        """The columns of some rows as a cache has them; input_ids of the shards' own type."""
+        """The columns of some rows as a cache has them; input_ids of the shards' own type, and
+        so labels where they are the same."""
         ids, spans = self(found.windows), self.spans(found.windows)
         lengths = found.windows.content + self.specials
         ends = np.cumsum(lengths)
         offsets = np.concatenate([[0], ends])[found.first]
-        labels = _labels(ids, ends - lengths, spans, found.packed)
+        labels = ids
+        if spans is not None or found.packed:
+            labels = _labels(ids, ends - lengths, spans, found.packed)
         made = {"input_ids": (offsets, ids), "labels": (offsets, labels)}
         if found.packed:
             made["position_ids"] = (offsets, _positions(lengths, ends))
@@ -160,6 +163,11 @@ class SplitRows:
     rows: Rows
     gather: Gatherer
     documents: Documents
+
+    @property
+    def labels_are_ids(self) -> bool:
+        """Whether all tokens of all rows are trained on."""
+        return not (self.gather.masked or self.rows.packed)
 
     def lengths(self) -> np.ndarray:
         """(rows,) int64 tokens of each row."""

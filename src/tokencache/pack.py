@@ -266,6 +266,8 @@ def _schema(split: SplitRows) -> pa.Schema:
     packed = split.rows.packed
     names = ["input_ids", "labels"] + (["position_ids", "seq_lengths"] if packed else [])
     types = {"input_ids": pa.from_numpy_dtype(split.documents.dtype)}
+    if split.labels_are_ids:  # no -100 among them
+        types["labels"] = types["input_ids"]
     schema = pa.schema([(name, pa.list_(types.get(name, pa.int32()))) for name in names])
     return schema.with_metadata(
         {"huggingface": json.dumps({"info": {"features": _features(schema)}}, sort_keys=True)}

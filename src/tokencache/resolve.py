@@ -15,7 +15,7 @@ from .fingerprint import Index, Shard
 from .plan import NOT_IN_RUN_KEY, WORK, Plan, fetched_path, target_path, tokenizer_path
 
 # Raise when the same inputs give a cache of other bytes.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 # Raise when the same cache, weights and settings train to other weights.
 RUN_VERSION = 1
 
