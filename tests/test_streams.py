@@ -1,4 +1,4 @@
-"""Reading one step ahead, writing one step behind."""
+"""Reading some steps ahead, writing one step behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from blake3 import blake3
 from tokencache.streams import Writer, ahead
 
 
-def test_items_come_in_order_and_one_ahead():
+@pytest.mark.parametrize("steps", [1, 3, 9])
+def test_items_come_in_order(steps):
     made = []
 
     def items():
@@ -20,16 +21,20 @@ def test_items_come_in_order_and_one_ahead():
             made.append((number, threading.current_thread().name))
             yield number
 
-    with ahead(items()) as found:
+    with ahead(items(), steps) as found:
         assert list(found) == list(range(5))
     assert all(name.startswith("reader") for _, name in made)
 
 
-def test_no_more_than_one_item_is_made_ahead():
+@pytest.mark.parametrize("steps", [1, 2])
+def test_so_many_items_are_made_ahead_and_the_first_before_they_are_asked_for(steps):
     made = []
-    with ahead(made.append(n) for n in range(9)) as found:
+    with ahead((made.append(n) for n in range(9)), steps):
+        pass
+    assert len(made) == steps
+    with ahead((made.append(n) for n in range(9)), steps) as found:
         next(found)
-    assert len(made) == 2
+    assert len(made) == steps + 1 + steps
 
 
 def test_errors_of_making_come_where_the_item_would():

@@ -1,4 +1,4 @@
-"""Reading and writing beside the work: each in a thread of its own, one step ahead or behind.
+"""Reading and writing beside the work: each in a thread of its own, some steps ahead or behind.
 
 What these threads do is done by C++ and Rust, which let others run meanwhile.
 """
@@ -6,6 +6,7 @@ What these threads do is done by C++ and Rust, which let others run meanwhile.
 from __future__ import annotations
 
 import io
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,18 +21,19 @@ Item = TypeVar("Item")
 
 
 @contextmanager
-def ahead(found: Iterator[Item]) -> Iterator[Iterator[Item]]:
-    """The same items, of which the next one is made in a thread while one is in use.
+def ahead(found: Iterator[Item], steps: int = 1) -> Iterator[Iterator[Item]]:
+    """The same items, of which the next ones are made in a thread while one is in use.
 
-    An error in making one is raised where it would be asked for.
+    The first ones are begun at once, and `steps` of them wait at most. An error in making one
+    is raised where it would be asked for.
     """
     with ThreadPoolExecutor(1, "reader") as pool:
         end = object()
+        coming = deque(pool.submit(next, found, end) for _ in range(steps))
 
         def items() -> Iterator[Item]:
-            coming = pool.submit(next, found, end)
-            while (item := coming.result()) is not end:
-                coming = pool.submit(next, found, end)
+            while (item := coming.popleft().result()) is not end:
+                coming.append(pool.submit(next, found, end))
                 yield item
                 del item  # or it would be held while the next one is waited for
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ from .tokenizers import Facts, facts
 # A record batch ends with the document that brings its tokens, plus one for each
 # document, to this number; so whoever reads a shard needs some 16 MB at a time.
 TOKENS_IN_A_BATCH = 2**22
+
+STEPS_AHEAD = 2  # of reading: one is under way while one waits
+END = None  # of a shard's documents
 
 Work = tuple[Piece, str, dict[str, Any], Path, str]
 
@@ -69,22 +73,33 @@ def tokenize_batch(
     """
     about = facts(tokenizer_folder)
     sizes = [_size(piece) for piece, *_ in work]
-    tools, said = None, ""
+    missing = [number for number, entry in enumerate(work) if not entry[3].exists()]
     with Progress(sum(sizes), "bytes", label) as progress:
-        for entry, size in zip(work, sizes, strict=True):
-            if entry[3].exists():
-                progress.update(size)
-                continue
-            tools = tools or _Tools(tokenizer_folder, engine)
-            shard = _Shard(entry, size, about, tools, progress)
-            while not entry[3].exists():
-                said = _say(label, shard.choice(), said)
+        progress.update(sum(sizes) - sum(sizes[number] for number in missing))
+        tools, said = None, ""
+        while missing:
+            # Documents of the next shard are read while the last ones of this are encoded, and
+            # those of the first while the engines are loaded.
+            with ahead(_rendered([work[number] for number in missing]), STEPS_AHEAD) as stream:
+                tools = tools or _Tools(tokenizer_folder, engine)
                 try:
-                    shard.make()
+                    while missing:
+                        number = missing[0]
+                        shard = _Shard(work[number], sizes[number], about, tools, progress)
+                        said = _say(label, shard.choice(), said)
+                        shard.make(iter(partial(next, stream), END))
+                        del missing[0]
                 except OtherRuns:
                     pass  # the finder goes by offsets now
                 except Differs as error:
                     tools.engines.give_up(str(error))
+
+
+def _rendered(work: list[Work]) -> Iterator[documents.Batch | None]:
+    """The documents of some pieces, with END after each piece's."""
+    for piece, digest, recipe, *_ in work:
+        yield from documents.render(recipe, piece, digest)
+        yield END
 
 
 def _say(label: str, line: str, said: str) -> str:
@@ -145,7 +160,7 @@ class _Shard:
             return f"engine tokenizers ({self.tools.finder(self.recipe).why})"
         return f"engine {self.tools.engines.current.name} ({self.tools.engines.why})"
 
-    def make(self) -> None:
+    def make(self, batches: Iterator[documents.Batch]) -> None:
         """Publish the shard and what is said of it. Raises Differs where the engine does."""
         columns = {"input_ids": pa.large_list(pa.from_numpy_dtype(self.dtype))}
         if self.masked:
@@ -153,7 +168,7 @@ class _Shard:
         schema = pa.schema(columns)
         count = tokens = 0
         with published(self.out) as temporary:
-            with Writer(temporary, schema) as writer, closing(self._rows()) as found:
+            with Writer(temporary, schema) as writer, closing(self._rows(batches)) as found:
                 for rows in _regrouped(found):
                     writer.write(_record_batch(rows, schema))
                     count += len(rows.offsets) - 1
@@ -175,18 +190,17 @@ class _Shard:
             return self.tools.engines.reference.name
         return self.tools.engines.current.name
 
-    def _rows(self) -> Iterator[Rows]:
-        with ahead(documents.render(self.recipe, self.piece, self.digest)) as batches:
-            for batch in batches:
-                texts = batch.texts
-                if self.masked:
-                    yield self._masked(texts, batch.spans)
-                else:
-                    ids, offsets = self._wrapped(self.tools.engines.encode(texts))
-                    yield Rows(ids, offsets, None)
-                told = min(int(buffers(texts)[0][-1]), self.size - self.counted)
-                self.counted += told
-                self.progress.update(told, documents=len(texts))
+    def _rows(self, batches: Iterator[documents.Batch]) -> Iterator[Rows]:
+        for batch in batches:
+            texts = batch.texts
+            if self.masked:
+                yield self._masked(texts, batch.spans)
+            else:
+                ids, offsets = self._wrapped(self.tools.engines.encode(texts))
+                yield Rows(ids, offsets, None)
+            told = min(int(buffers(texts)[0][-1]), self.size - self.counted)
+            self.counted += told
+            self.progress.update(told, documents=len(texts))
 
     def _wrapped(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
         """Ids with the special tokens around each document, and their offsets."""
