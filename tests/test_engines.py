@@ -40,7 +40,10 @@ def folder(tokenizer_folder, tmp_path_factory):
 
 
 def odd_text(draw: random.Random) -> str:
-    """Signs of all planes, or of few kinds so that they meet often, or words."""
+    """Signs of all planes, or of few kinds so that they meet often, or words; and long runs."""
+    if draw.random() < 0.01:
+        run = draw.choice((*" \n\ta0.é日\u0301\u200d", *PIECES)) * draw.randrange(50, 500)
+        return draw.choice(("", "a ")) + run + draw.choice(("", " b"))
     kind = draw.randrange(5)
     size = draw.choice((0, 1, 2, 5, 20, 60))
     if kind == 0:
