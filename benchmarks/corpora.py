@@ -25,6 +25,7 @@ MEGABYTES = {"instruct": 75, "code": 150, "multilingual": 50}
 # Documents longer than this many tokens are cut; of code that is about one in a hundred.
 MAX_LENGTH = {"instruct": 2048, "code": 32768, "multilingual": 2048}
 SIZES = {"tiny": 0.004, "small": 0.05, "full": 1.0, "tenfold": 10.0}
+TENFOLD = {"tiny": "small", "small": "full", "full": "tenfold"}  # and more, of the small ones
 FILES = 4  # of each corpus: some peers work in parallel on files only
 
 SCRIPTS = {  # first and last letter

@@ -36,17 +36,18 @@ def experiment(folder: Path, files: list[str], tokenizer: Path, lengths: list[in
     return folder
 
 
-def jobs(plan: dict) -> list[str]:
-    """A shell line that does what is left: the jobs of the plan, one after the other."""
+STAGES = {"materialize-tokenizer": "folders", "tokenize": "batches", "pack": "caches"}
+
+
+def jobs(plan: dict, *stages: str) -> list[str]:
+    """A shell line that does what is left of some stages, one job after the other."""
     start = f"{shlex.quote(sys.executable)} -m tokencache"
-    lines = [f"{start} tokenize --plan {plan['path']} {batch}" for batch in plan["batches"]]
-    lines += [f"{start} pack --plan {plan['path']} {cache}" for cache in plan["caches"]]
+    lines = [
+        f"{start} {stage} --plan {plan['path']} {target}"
+        for stage in stages
+        for target in plan[STAGES[stage]]
+    ]
     return ["sh", "-ec", "\n".join(lines)]
-
-
-def tokenizer_jobs(plan: dict) -> list[str]:
-    start = f"{shlex.quote(sys.executable)} -m tokencache materialize-tokenizer"
-    return ["sh", "-ec", "\n".join(f"{start} --plan {plan['path']} {t}" for t in plan["folders"])]
 
 
 def snakemake(*words: str) -> list[str]:

@@ -26,10 +26,13 @@ DATA = Path(__file__).parent / "data"
 OURS = ("tokencache jobs", "tokencache workflow")
 # Which tokenizers each corpus is measured with, where there are these.
 WORK = {
-    "instruct": ("gpt2", "qwen2.5", "mistral-v3-spm", "bert-base-uncased", "bpe", "wordpiece"),
-    "code": ("gpt2", "qwen2.5", "mistral-v3-spm", "bpe"),
+    "instruct": ("gpt2", "mistral-v3-spm", "bert-base-uncased", "bpe", "wordpiece"),
+    "code": ("gpt2", "qwen2.5", "bpe"),
     "multilingual": ("qwen2.5", "mistral-v3-spm", "bpe"),
 }
+# The same with ten times the data, where the start of a process counts for less.
+MORE_WORK = {"instruct": ("gpt2", "bpe")}
+MORE_PEERS = ["datasets.map, all cores"]
 
 
 class Bench:
@@ -53,8 +56,8 @@ class Bench:
         command = ours.snakemake("--cores", "all", "caches")
         if name == "tokencache jobs":
             plan = ours.ask(out, "plan", "config.yaml")
-            measure.run(ours.tokenizer_jobs(plan), out, log)
-            command = ours.jobs(plan)
+            measure.run(ours.jobs(plan, "materialize-tokenizer"), out, log)
+            command = ours.jobs(plan, "tokenize", "pack")
         return measure.run(command, out, log) | {"out": str(out)}
 
     def check(self, name: str, out: Path) -> dict[str, Any]:
@@ -73,15 +76,18 @@ class Bench:
         return [sys.executable, str(Path(peers.__file__)), *map(str, given)]
 
 
-def compare(bench: Bench, names: list[str], rounds: int) -> dict[str, Any]:
-    """Medians of all that take part and agree on the ids; why not, of the others."""
+def compare(bench: Bench, names: list[str], rounds: int, enough: float) -> dict[str, Any]:
+    """Medians of all that take part and agree on the ids; why not, of the others.
+
+    Who has taken `enough` seconds in all takes no more turns.
+    """
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     left_out: dict[str, str] = {}
     checked: dict[str, dict[str, Any]] = {}
     for number in range(rounds):
         # Each round begins with another one, so that none always has the same before it.
         for name in [*names[number % len(names) :], *names[: number % len(names)]]:
-            if name in left_out:
+            if name in left_out or sum(run["seconds"] for run in runs[name]) > enough:
                 continue
             try:
                 runs[name].append(bench.run(name))
@@ -107,23 +113,47 @@ def compare(bench: Bench, names: list[str], rounds: int) -> dict[str, Any]:
     return {"tokens": agreed["tokens"], "found": found, "left_out": left_out}
 
 
-def compare_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def compare_all(
+    arguments: argparse.Namespace, size: str, work: dict[str, tuple[str, ...]]
+) -> list[dict[str, Any]]:
     known = corpora.tokenizers(DATA / "tokenizers")
     results = []
     for name in arguments.corpora:
-        corpus = corpora.corpus(name, arguments.size, DATA / "corpora")
+        corpus = corpora.corpus(name, size, DATA / "corpora")
         about = json.loads((corpus / "corpus.json").read_text())
-        for tokenizer in WORK[name]:
+        for tokenizer in work.get(name, ()):
             if tokenizer not in known or tokenizer not in (arguments.tokenizers or known):
                 continue
-            print(f"{name}, {tokenizer}", file=sys.stderr)
+            print(f"{name} ({size}), {tokenizer}", file=sys.stderr)
             bench = Bench(corpus, known[tokenizer], corpora.MAX_LENGTH[name])
             names = [*OURS, *taking_part(arguments.peers, known[tokenizer])]
-            told = compare(bench, names, arguments.rounds)
+            told = compare(bench, names, arguments.rounds, arguments.enough)
             about_run = {"tokenizer": tokenizer, "max_length": bench.max_length}
             results.append({"corpus": about} | about_run | told)
             shutil.rmtree(bench.folder)
     return results
+
+
+def where_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Where the time of tokenizing goes."""
+    known = corpora.tokenizers(DATA / "tokenizers")
+    tokenizer = known.get("gpt2") or known["bpe"]
+    found = []
+    for name in [name for name in ("instruct", "code") if name in arguments.corpora]:
+        corpus = corpora.corpus(name, arguments.size, DATA / "corpora")
+        folder = DATA / "runs" / "where"
+        shutil.rmtree(folder, ignore_errors=True)
+        ours.experiment(folder, corpora.files(corpus), tokenizer, [corpora.MAX_LENGTH[name]])
+        plan = ours.ask(folder, "plan", "config.yaml")
+        measure.run(ours.jobs(plan, "materialize-tokenizer"), folder, folder / "log")
+        command = [sys.executable, str(Path(__file__).with_name("where.py"))]
+        words = (plan["path"], plan["batches"][0], plan["folders"][0])
+        job = json.loads(measure.output([*command, "job", *words[:2]], folder))
+        alone = json.loads(measure.output([*command, "engine", *words], folder))
+        found.append({"corpus": name, "tokenizer": tokenizer.name, "seconds": job | alone,
+                      "bytes": plan["bytes_to_tokenize"]})  # fmt: skip
+        shutil.rmtree(folder)
+    return found
 
 
 def taking_part(wanted: list[str] | None, tokenizer: Path) -> list[str]:
@@ -141,13 +171,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--corpora", nargs="+", default=[*WORK], choices=[*WORK])
     parser.add_argument("--tokenizers", nargs="+", help="default: all that there are")
+    parser.add_argument(
+        "--enough", type=float, default=40, help="seconds after which one takes no more turns"
+    )
     parser.add_argument("--peers", nargs="+", choices=[*peers.PEERS], help="default: all")
-    parser.add_argument("--parts", nargs="+", default=["compare", "scale"])
+    parser.add_argument("--parts", nargs="+", default=["compare", "tenfold", "where", "scale"])
     arguments = parser.parse_args()
     os.environ.setdefault("DOLMA_BIN", str(measure.ROOT / ".venv-bench-dolma" / "bin"))
     results: dict[str, Any] = {"machine": measure.machine(), "rounds": arguments.rounds}
     if "compare" in arguments.parts:
-        results["compare"] = compare_all(arguments)
+        results["compare"] = compare_all(arguments, arguments.size, WORK)
+    if "tenfold" in arguments.parts:
+        arguments.peers, size = MORE_PEERS, corpora.TENFOLD[arguments.size]
+        results["tenfold"] = compare_all(arguments, size, MORE_WORK)
+    if "where" in arguments.parts:
+        results["where"] = where_all(arguments)
     if "scale" in arguments.parts:
         import scale
 
