@@ -157,6 +157,11 @@ def _llama() -> tuple:
     )
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: one more than there are cores, for the one with the cluster mostly waits."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory):
     """By name, a folder with a published tokenizer (skips where absent) or a trained one."""
