@@ -6,6 +6,7 @@ import json
 import os
 import random
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from tokenizers import (
     processors,
     trainers,
 )
+
+from tokencache import machine
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -160,6 +163,12 @@ def _llama() -> tuple:
 def pytest_xdist_auto_num_workers() -> int:
     """`-n auto`: one more than there are cores, for the one with the cluster mostly waits."""
     return len(os.sched_getaffinity(0)) + 1
+
+
+def batches_of(size: int, rows: int = machine.BATCH_ROWS) -> machine.Settings:
+    """Settings with so many bytes or rows of documents in hand at once."""
+    chosen = machine.choose(machine.here(), {machine.ROWS: rows})
+    return replace(chosen, mode=replace(chosen.mode, batch_bytes=size))
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,12 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import batches_of
 from datafiles import fails
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokencache import documents, sources
+from tokencache import documents, machine, sources
 from tokencache.config import Dataset
 from tokencache.errors import UserError
 
@@ -268,8 +269,7 @@ def test_documents_are_the_same_in_batches_of_any_size(tmp_path_factory, rows, s
         for name, made in recipes.items():
             texts, spans, _ = render(made, piece)
             assert texts == wanted[name]
-            patch.setattr(documents, "BATCH_BYTES", size)
-            patch.setattr(documents, "BATCH_ROWS", count)
+            patch.setattr(machine, "_chosen", batches_of(size, count))
             small = render(made, piece)
             patch.undo()
             assert small[:2] == (texts, spans)

@@ -11,10 +11,10 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import PUBLISHED, SHARED, TOYS, make_text, make_texts
+from conftest import PUBLISHED, SHARED, TOYS, batches_of, make_text, make_texts
 from transformers import AutoTokenizer
 
-from tokencache import documents, engines, pack, sources, tokenize, tokenizers
+from tokencache import documents, engines, machine, pack, sources, tokenize, tokenizers
 from tokencache.config import Dataset, Reference
 from tokencache.errors import UserError
 from tokencache.gather import IGNORED
@@ -215,7 +215,7 @@ def test_bytes_depend_on_documents_alone(materialized, texts, tmp_path, monkeypa
     seen = set()
     for engine in ("gigatoken", "tokenizers"):
         for size in (10**9, 4096, 100):
-            monkeypatch.setattr(documents, "BATCH_BYTES", size)
+            monkeypatch.setattr(machine, "_chosen", batches_of(size))
             out = tmp_path / f"{engine}{size}.arrow"
             shard(piece, recipe, tokenizer, out, engine)
             seen.add(hashlib.sha256(out.read_bytes()).digest())

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from . import sources
+from . import machine, sources
 from .errors import UserError
 from .readers import as_numpy, as_texts
 from .sources import Piece
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 # Raise when a row of the same recipe gives another text or other spans than before:
 # the version is part of every recipe's key, so what is cached is then made anew.
 RECIPE_VERSION = 1
-
-BATCH_BYTES = 32 * 2**20
-BATCH_ROWS = 65_536
 
 # A template's parts in order: text as it is, or {"column": its name in the files}.
 Parts = list[str | dict[str, str]]
@@ -67,7 +64,7 @@ class Spans:
 
 @dataclass(frozen=True)
 class Batch:
-    """Documents in row order: texts without nulls, about 32 MiB of them at most.
+    """Documents in row order: texts without nulls, as many as the machine's settings say.
 
     `spans` are the ranges of characters that are trained on; None where all are (loss: all).
     """
@@ -237,7 +234,9 @@ def _slices(table: pa.Table, parts: Parts) -> Iterator[pa.Table]:
             size += len(part.encode()) * table.num_rows
         else:
             size += table.column(part["column"]).nbytes
-    slices = 1 + max(size // BATCH_BYTES, (table.num_rows - 1) // BATCH_ROWS)
+    chosen = machine.settings()
+    most, rows = chosen.mode.batch_bytes, chosen.rows.amount
+    slices = 1 + max(size // most, (table.num_rows - 1) // rows)
     step = -(-table.num_rows // slices)
     for start in range(0, table.num_rows, step):
         yield table.slice(start, step)
@@ -270,6 +269,8 @@ def _join(values: list[Any]) -> pa.LargeStringArray:
 def _conversations(recipe: dict[str, Any], piece: Piece, shard_key: str) -> Iterator[Batch]:
     from . import chat
 
+    chosen = machine.settings()
+    most, most_rows = chosen.mode.batch_bytes, chosen.rows.amount
     assistant = recipe["loss"] == "assistant"
     template = chat.Chat(recipe["chat_template"], recipe["special_tokens"], assistant)
     texts: list[str] = []
@@ -286,7 +287,7 @@ def _conversations(recipe: dict[str, Any], piece: Piece, shard_key: str) -> Iter
                 raise UserError(f"{_where(piece, row)}: {error}") from None
             texts.append(text)
             spans.append(found or [])
-            if size >= BATCH_BYTES or len(texts) >= BATCH_ROWS:
+            if size >= most or len(texts) >= most_rows:
                 yield Batch(as_texts(texts), Spans.of(spans) if assistant else None)
                 texts, spans, size = [], [], 0
     if texts:

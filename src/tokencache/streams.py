@@ -17,19 +17,21 @@ from typing import TypeVar
 import pyarrow as pa
 from blake3 import blake3
 
+from . import machine
+
 Item = TypeVar("Item")
 
 
 @contextmanager
-def ahead(found: Iterator[Item], steps: int = 1) -> Iterator[Iterator[Item]]:
-    """The same items, of which the next ones are made in a thread while one is in use.
+def ahead(found: Iterator[Item], count: int = 1) -> Iterator[Iterator[Item]]:
+    """The same items, of which the next `count` are made in a thread while one is in use.
 
-    The first ones are begun at once, and `steps` of them wait at most. An error in making one
+    The first ones are begun at once, and so many wait at most. An error in making one
     is raised where it would be asked for.
     """
     with ThreadPoolExecutor(1, "reader") as pool:
         end = object()
-        coming = deque(pool.submit(next, found, end) for _ in range(steps))
+        coming = deque(pool.submit(next, found, end) for _ in range(count))
 
         def items() -> Iterator[Item]:
             while (item := coming.popleft().result()) is not end:
@@ -43,8 +45,8 @@ def ahead(found: Iterator[Item], steps: int = 1) -> Iterator[Iterator[Item]]:
 class Writer:
     """An Arrow file in the making: record batches are written and hashed in a thread.
 
-    `write` returns when the batch before is written; errors are raised there, or at the
-    end. As a context manager it closes the file.
+    `write` returns when no more than the machine's settings say wait to be written, one at
+    least; errors are raised there, or at the end. As a context manager it closes the file.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, stream: bool = False) -> None:
@@ -52,7 +54,8 @@ class Writer:
         new = pa.ipc.new_stream if stream else pa.ipc.new_file
         self._writer = new(pa.PythonFile(self._file, mode="w"), schema)
         self._pool = ThreadPoolExecutor(1, "writer")
-        self._waiting: Future | None = None
+        self._waiting: deque[tuple[Future, pa.RecordBatch]] = deque()
+        self._settings = machine.settings()
 
     def __enter__(self) -> Writer:
         return self
@@ -62,24 +65,31 @@ class Writer:
     ) -> None:
         try:
             if error is None:
-                self._settle()
+                while self._waiting:
+                    self._settle()
                 self._writer.close()
         finally:
             self._pool.shutdown()
             self._file.close()
 
     def write(self, batch: pa.RecordBatch) -> None:
-        self._settle()
-        self._waiting = self._pool.submit(self._writer.write_batch, batch)
+        while self._waiting and (self._waiting[0][0].done() or self._is_full(batch)):
+            self._settle()
+        self._waiting.append((self._pool.submit(self._writer.write_batch, batch), batch))
 
     def checksum(self) -> str:
         """BLAKE3 of the file's bytes, in hex, after it was closed."""
         return self._file.hasher.hexdigest()
 
     def _settle(self) -> None:
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            waiting.result()
+        self._waiting.popleft()[0].result()
+
+    def _is_full(self, batch: pa.RecordBatch) -> bool:
+        """Whether too much would wait with one more."""
+        batches = [batch, *(waiting for _, waiting in self._waiting)]
+        return not self._settings.may_wait(
+            sum(b.num_rows for b in batches), sum(b.nbytes for b in batches)
+        )
 
 
 class _HashedFile(io.RawIOBase):

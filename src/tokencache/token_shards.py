@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
+from . import machine
 from .errors import UserError
 from .readers import as_numpy
 
@@ -87,6 +89,7 @@ class Documents:
         self.dtype, self.masked = np.dtype(np.int32), False
         opened: list[Segment] = []
         files, batches, counts = [], [], []
+        _read_beforehand(paths)
         for path in paths:
             self.dtype, found = _read(path, LOST)
             files += [path] * len(found)
@@ -103,6 +106,18 @@ class Documents:
 
     def __len__(self) -> int:
         return len(self.length)
+
+
+def _read_beforehand(paths: list[str]) -> None:
+    """Have the system read whole files where memory is plenty: rows are copied out of them
+    in no order, and a disk is faster from start to end."""
+    there = [path for path in paths if os.path.exists(path)]
+    if not hasattr(os, "posix_fadvise"):  # on macOS
+        return
+    if machine.settings().whole_files(sum(map(os.path.getsize, there))):
+        for path in there:
+            with open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def _read(path: str, lost: str) -> tuple[np.dtype, list[Segment]]:

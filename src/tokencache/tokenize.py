@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from . import documents
+from . import documents, machine
 from .documents import Spans
 from .engines import Differs, Encoded, Engines, buffers
 from .errors import UserError
@@ -36,7 +36,6 @@ from .tokenizers import Facts, facts
 # document, to this number; so whoever reads a shard needs some 16 MB at a time.
 TOKENS_IN_A_BATCH = 2**22
 
-STEPS_AHEAD = 2  # of reading: one is under way while one waits
 END = None  # of a shard's documents
 
 Work = tuple[Piece, str, dict[str, Any], Path, str]
@@ -80,7 +79,8 @@ def tokenize_batch(
         while missing:
             # Documents of the next shard are read while the last ones of this are encoded, and
             # those of the first while the engines are loaded.
-            with ahead(_rendered([work[number] for number in missing]), STEPS_AHEAD) as stream:
+            found = _rendered([work[number] for number in missing])
+            with ahead(found, machine.settings().mode.ahead) as stream:
                 tools = tools or _Tools(tokenizer_folder, engine)
                 try:
                     while missing:
