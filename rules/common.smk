@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ os.environ.update(
     PYTHONUNBUFFERED="1",
 )
 
-from tokencache import inventory, summary, why
+from tokencache import inventory, machine, summary, why
 from tokencache.config import load
 from tokencache.errors import UserError
 from tokencache.messages import check_files
@@ -37,6 +38,16 @@ def stop(error):
     raise SystemExit(f"tokencache: {error}")
 
 
+# Snakemake sets it in each job to the job's threads: what the user says counts more.
+if own := os.environ.get(machine.OPENMP):
+    shell.prefix(f"set -euo pipefail; export {machine.OPENMP}={shlex.quote(own)}; ")
+
+if not workflow.is_main_process:
+    # The SLURM plugin takes these from the command that it starts.
+    for name in machine.SLURM_MEMORY:
+        if name in os.environ:
+            os.environ[machine.KEPT + name] = os.environ[name]
+
 if not workflow.configfiles:
     try:
         check_files(["config.yaml"])
@@ -48,6 +59,7 @@ if not workflow.configfiles:
 
 def settings_and_plan():
     """The plan is made once, by the process that the user started; its jobs read it."""
+    machine.overrides(os.environ)  # or each job would fail at them
     settings = load(config, workflow.configfiles)
     if cleaning:
         return settings, None

@@ -10,7 +10,8 @@ rule fetch:
         "logs/fetch/{fetched}.log",
     container:
         no_image
+    threads: machine.asked(1)
     params:
         plan=plan.path,
     shell:
-        "tokencache fetch --plan {params.plan} {output:q} 2>&1 | tee {log}"
+        "tokencache fetch --plan {params.plan} --threads {threads} {output:q} 2>&1 | tee {log}"

@@ -20,7 +20,7 @@ rule pack_part:
     params:
         plan=plan.path,
     shell:
-        "tokencache pack-part --plan {params.plan} {output:q} 2>&1 | tee {log}"
+        "tokencache pack-part --plan {params.plan} --threads {threads} {output:q} 2>&1 | tee {log}"
 
 
 rule pack:
@@ -43,4 +43,4 @@ rule pack:
     params:
         plan=plan.path,
     shell:
-        "tokencache pack --plan {params.plan} {output:q} 2>&1 | tee {log}"
+        "tokencache pack --plan {params.plan} --threads {threads} {output:q} 2>&1 | tee {log}"

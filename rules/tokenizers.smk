@@ -15,7 +15,7 @@ rule materialize_tokenizer:
     params:
         plan=plan.path,
     shell:
-        "tokencache materialize-tokenizer --plan {params.plan} {output:q} 2>&1 | tee {log}"
+        "tokencache materialize-tokenizer --plan {params.plan} --threads {threads} {output:q} 2>&1 | tee {log}"
 
 
 rule train_tokenizer:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 # Nothing that loads NumPy or another library that reads its number of threads at its start.
-from . import __version__, ranks, slurm
+from . import __version__, machine, ranks, slurm
 from .errors import UserError
 from .files import DISK_FULL
 from .plan import Plan
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     for name, (target, text) in STAGES.items():
         stage = commands.add_parser(name, help=text, description=text)
         stage.add_argument("--plan", required=True, help="the plan file that snakemake wrote")
-        stage.add_argument("--threads", type=int, default=0, help="0: as many as the machine has")
+        stage.add_argument("--threads", type=int, default=0, help="0: as many as it may use")
         stage.add_argument("target", metavar=target, help="as the plan names it")
         if name == "train":
             _add_launch_words(stage)
@@ -57,10 +57,12 @@ def run(arguments: argparse.Namespace) -> None:
         print(summary.table(Plan.read(arguments.plan) if arguments.plan else Plan.newest()))
         return
     plan = Plan.read(arguments.plan)
+    chosen = machine.settle(arguments.command, arguments.threads)
     # Of several processes, the one that starts the others speaks and looks for all.
     if not ranks.launched() and getattr(arguments, "rendezvous", None) is None:
         # The summary finds this in the job's log.
         print(f"tokencache {__version__} on {slurm.nodes()}", file=sys.stderr)
+        print(chosen.lines(arguments.command), file=sys.stderr)
         if arguments.command == "train":
             from . import checkpoints
 
@@ -76,10 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if ranks.launched():
         ranks.end_with_parent()
-    if arguments.threads:
-        # Read by the libraries when they are loaded, so it comes before any import of them.
-        for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS"):
-            os.environ.setdefault(name, str(arguments.threads))
+    chosen.apply()  # before the stage is imported
     # Threads that spin while they wait for each other make jobs that share cores many times
     # slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

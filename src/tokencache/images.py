@@ -30,7 +30,9 @@ OTHER_BYTES = "it is not as it was built"
 BUILD_AGAIN = "delete it, and the next run builds it again"
 
 # What jobs need of the environment, where a container is started with nothing of it.
-PASSED = re.compile(r"(HF|TRANSFORMERS|TOKENIZERS|OMP|RAYON|CUDA|NCCL|GLOO|MASTER|SLURMD?)_")
+PASSED = re.compile(
+    r"(HF|TRANSFORMERS|TOKENIZERS|OMP|RAYON|DATASET|CUDA|NCCL|GLOO|MASTER|(TOKENCACHE_)?SLURMD?)_"
+)
 # A job sees nothing of the machine but what it is shown, and no network; a user's own
 # settings of these names win.
 NO_NETWORK = {"APPTAINER_NET": "1", "APPTAINER_NETWORK": "none"}

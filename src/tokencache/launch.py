@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from . import images, ranks
+from . import images, machine, ranks
 from .errors import UserError
 
 PATIENCE = 300  # seconds in which all nodes must have started their processes
@@ -145,10 +145,11 @@ def _torchrun(call: Call, words: list[str]) -> None:
     from torch.distributed.run import config_from_args, parse_args
 
     logging.disable()
-    threads = max(1, (call.threads or _cores()) // call.processes)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        if call.threads or name not in os.environ:  # Snakemake has set them as for one process.
-            os.environ[name] = str(threads)
+    chosen = machine.settings()
+    threads = max(1, chosen.workers.amount // call.processes)
+    own = chosen.openmp.amount if chosen.openmp.by == machine.OPENMP else threads
+    for name in (machine.OPENMP, "MKL_NUM_THREADS"):
+        os.environ[name] = str(own)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ["PYTHONSAFEPATH"] = "1"  # the folder of the experiment holds no modules
     words = [*words, f"--nproc-per-node={call.processes}", "-m", "tokencache", *call.words(threads)]
@@ -164,13 +165,6 @@ def _torchrun(call: Call, words: list[str]) -> None:
         ) from None
     except SignalException as error:
         sys.exit(128 + error.sigval)
-
-
-def _cores() -> int:
-    """The cores that this process may use; macOS knows of no others."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _ends(failures: dict[int, Any]) -> str:

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from . import machine
 from .files import read_json
 from .plan import Plan
 
@@ -55,14 +56,15 @@ class Needs:
 def tokenizing(plan: Plan, batch: str) -> Needs:
     """Of a batch: it streams, so only its largest shard counts for memory."""
     sizes = [_text_mb(plan, plan.shard_of(key)) for key in plan.batches[batch]["tokens"]]
-    return _needs(2, 4 * max(sizes), sum(sizes) / TOKENIZED_MB_A_MINUTE)
+    return _needs(machine.asked(2), 4 * max(sizes), sum(sizes) / TOKENIZED_MB_A_MINUTE)
 
 
 @cache
 def training_tokenizer(plan: Plan, folder: str) -> Needs:
     texts = plan.tokenizers[folder]["texts"]
     size = sum(_text_mb(plan, plan.data["shards"][shard]) for _, shard in texts)
-    return _needs(2 if size <= SMALL_TEXT_MB else 8, 2 * size, size / TRAINED_ON_MB_A_MINUTE)
+    threads = machine.asked(2 if size <= SMALL_TEXT_MB else 8)
+    return _needs(threads, 2 * size, size / TRAINED_ON_MB_A_MINUTE)
 
 
 @cache
