@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from . import sources
+from . import machine, sources
 from .errors import UserError
 from .files import published, read_json, write_json
 from .fingerprint import check_identity
@@ -45,7 +45,7 @@ def fetch(wanted: dict[str, Any], folder: Path) -> None:
 def _loaded(wanted: dict[str, Any], where: str, cache: str | None) -> Any:
     import datasets
 
-    reference = wanted["reference"]
+    reference, chosen = wanted["reference"], machine.settings()
     try:
         return datasets.load_dataset(
             reference["path"] or reference["hub"],
@@ -53,11 +53,20 @@ def _loaded(wanted: dict[str, Any], where: str, cache: str | None) -> Any:
             split=wanted["split"],
             revision=reference["revision"],
             cache_dir=cache,
+            num_proc=chosen.processes if chosen.processes > 1 else None,
+            writer_batch_size=chosen.writer_rows,
         )
     except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as e:
-        # Of files that it can't read, `datasets` says only which step that was.
-        why = f"{e}: {e.__cause__}" if e.__cause__ else str(e)
-        raise UserError(f"{where}: `datasets` can't load it: {why}") from None
+        raise UserError(f"{where}: `datasets` can't load it: {_why(e)}") from None
+
+
+def _why(error: Exception) -> str:
+    """Of files that it can't read, `datasets` says only which step that was."""
+    if not error.__cause__:
+        return str(error)
+    # One of several processes has all of its traceback here.
+    cause, _, _ = str(error.__cause__).partition("\n\nThe above exception was the direct cause")
+    return f"{error}: {cause.strip().splitlines()[-1] if cause.strip() else ''}"
 
 
 def _write(data: Any, count: int, folder: Path) -> None:
@@ -73,7 +82,8 @@ def _write(data: Any, count: int, folder: Path) -> None:
             with pa.OSFile(str(made / name), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
                 for at in range(start, stop, ROWS):
                     table = data[at : min(stop, at + ROWS)]
-                    writer.write_table(table.cast(schema))
+                    # One batch, however small those are in which `datasets` wrote its own files.
+                    writer.write_table(table.cast(schema).combine_chunks())
                     progress.update(len(table))
             source = Source(str(made / name), "arrow", None, "line")
             units = sources.units(source)
