@@ -42,6 +42,16 @@ def test_the_summary_says_which_job_ran_on_which_node(done):
     assert table in done.tokencache("summary")
 
 
+def test_a_job_fits_what_slurm_gave_it(done):
+    """Its memory and its CPUs, not those of the node."""
+    logs = [log.read_text() for log in done.folder.glob("logs/*/**/*.log")]
+    jobs = [log for log in logs if re.match(r"tokencache \S+ on n[12]\n", log)]
+    assert len(jobs) >= 6
+    for log in jobs:
+        found = r"^machine: \d cores? \(SLURM_CPUS\w+\), .+ GB \(SLURM_MEM_PER_NODE\)$"
+        assert re.search(found, log, re.MULTILINE), log
+
+
 def test_a_target_and_what_is_stale_are_the_same_on_a_cluster(done, tmp_path):
     """One model's target, and a row that changed: the same jobs, and on the cluster none else."""
     workflow = done.copy(tmp_path / "w")
