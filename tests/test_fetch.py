@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from datafiles import fails
 
-from tokencache import config, documents, fetch, fingerprint, sources
+from tokencache import config, documents, fetch, fingerprint, machine, sources
 from tokencache.config import Dataset
 from tokencache.errors import UserError
 from tokencache.files import hash_file
@@ -175,6 +175,23 @@ def test_what_cannot_be_had(tmp_path):
     )
     assert "JSON" in message, "the reason, not just the step"
     assert not out.exists()
+
+
+def test_several_processes_fetch_the_same_rows(tmp_path, monkeypatch):
+    given = {machine.PROCESSES: 2, machine.WRITER_ROWS: 5}
+    monkeypatch.setattr(machine, "_chosen", machine.choose(machine.here(), given))
+    folder, out = folder_of(tmp_path), tmp_path / "fetched" / "k"
+    fetch.fetch(wanted(folder), out)
+    found = [
+        text
+        for piece, digest in pieces(out, 4)
+        for table in sources.read_text(piece, ["text"], digest)
+        for text in table.column("text").to_pylist()
+    ]
+    assert found == [row["text"] for row in ROWS]
+    (folder / "train-00000-of-00002.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    message = fails(lambda: fetch.fetch(wanted(folder), tmp_path / "other"), "JSON")
+    assert "Traceback" not in message and "\n" not in message
 
 
 def test_a_data_set_script_is_refused_with_the_reason(tmp_path):
