@@ -247,7 +247,7 @@ def test_a_log_says_what_was_chosen_and_why():
     where = "machine: 8 cores (cgroup), 30.0 GB free of 64.0 GB (cgroup)\n"
     assert found.lines("tokenize") == (
         f"{where}settings: 2 threads (--threads); balanced (20 to 50 GB free); batches of 16 MiB "
-        "or 65,536 documents, 1 made ahead; up to 64 MiB wait to be written"
+        "or 65,536 documents, 2 made ahead; up to 64 MiB wait to be written"
     )
     assert found.lines("train") == f"{where}settings: 2 threads (--threads)"
     given = {machine.ROWS: 10, machine.WRITER_ROWS: 2000, machine.RAYON: 9}
@@ -255,7 +255,7 @@ def test_a_log_says_what_was_chosen_and_why():
     assert found.lines("tokenize").endswith(
         "settings: Rayon 9 threads (RAYON_NUM_THREADS), OpenMP 1 thread (--threads), more than "
         "the cores; from disk (less than 20 GB free); batches of 8 MiB or 10 documents "
-        "(DATASET_BATCH_SIZE), 1 made ahead; up to 2,000 rows wait to be written "
+        "(DATASET_BATCH_SIZE), 2 made ahead; up to 2,000 rows wait to be written "
         "(DATASET_WRITER_BATCH_SIZE)"
     )
     assert "one batch waits to be written" in chosen(free=GB).lines("pack")

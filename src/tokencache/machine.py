@@ -69,7 +69,7 @@ class Mode:
 # A tokenization job keeps to 1.5 GB in each of them.
 IN_MEMORY = Mode("in memory", 32 * MIB, 3, 256 * MIB, True)
 BALANCED = Mode("balanced", 16 * MIB, 2, 64 * MIB, False)
-FROM_DISK = Mode("from disk", 8 * MIB, 1, 0, False)
+FROM_DISK = Mode("from disk", 8 * MIB, 2, 0, False)
 # From so many bytes free on.
 MODES = ((50 * GB, IN_MEMORY), (20 * GB, BALANCED), (0, FROM_DISK))
 
