@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from operator import itemgetter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +23,35 @@ REST = re.compile(r"\.[0-9]+-[0-9a-f]{12}\..*(checkpoints|building|parts|tmp)")
 
 CACHE_FILE, RUN_FILE = "cache.json", "run.json"
 
+# Of one name, these many are read: what a cache was made of can be megabytes.
+NEWEST = 10
 
-def caches_of(cache: str, model: str, dataset: str) -> list[dict[str, Any]]:
-    """cache.json of every cache of that name, the newest first."""
+
+def caches_of(cache: str, model: str, dataset: str, max_length: str) -> list[dict[str, Any]]:
+    """cache.json of the newest caches of that name, the newest first; max_length "*": any."""
     needed = {"sources", "tokenizer", "recipe", "settings"}
-    return _read(Path(cache, model, dataset), CACHE_FILE, needed)
+    return _read(Path(cache, model, dataset), f"{max_length}-*/{CACHE_FILE}", needed)
 
 
-def runs_of(results: str, model: str, dataset: str) -> list[dict[str, Any]]:
-    """run.json of every run of that name, the newest first."""
-    return _read(Path(results, model, dataset), RUN_FILE, {"made_of", "max_length"})
+def runs_of(results: str, model: str, dataset: str, max_length: str) -> list[dict[str, Any]]:
+    """run.json of the newest runs of that name, the newest first; max_length "*": any."""
+    return _read(Path(results, model, dataset), f"{max_length}-*/{RUN_FILE}", {"made_of"})
 
 
-def _read(folder: Path, name: str, needed: set[str]) -> list[dict[str, Any]]:
+def _read(folder: Path, pattern: str, needed: set[str]) -> list[dict[str, Any]]:
+    written = []
+    for file in folder.glob(pattern):
+        with suppress(OSError):  # gone meanwhile
+            written.append((file.stat().st_mtime_ns, file))
     found = []
-    for file in folder.glob(f"*/{name}"):
-        try:
-            written, about = file.stat().st_mtime_ns, read_json(file)
-        except (OSError, ValueError):
-            continue  # gone or damaged meanwhile: it explains nothing
-        if isinstance(about, dict) and needed <= about.keys():
-            found.append((written, about | {"path": str(file.parent)}))
-    return [about for _, about in sorted(found, key=itemgetter(0), reverse=True)]
+    for _, file in sorted(written, reverse=True):
+        with suppress(OSError, ValueError):  # gone or damaged: it explains nothing
+            about = read_json(file)
+            if isinstance(about, dict) and needed <= about.keys():
+                found.append(about | {"path": str(file.parent)})
+        if len(found) == NEWEST:
+            break
+    return found
 
 
 def made(cache: str, results: str, by_others: bool = False) -> dict[tuple[str, str], list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +17,67 @@ ROWS = 40  # of a table that a person reads; more and the fresh ones are only co
 FRESH = "fresh"
 BEHAVIOUR = "library behaviour"
 
-# What there is, by root, model and data set.
-Found = Callable[[str, str, str], list[dict[str, Any]]]
+# What there is, by root, model, data set and max_length ("*" for any).
+Found = Callable[[str, str, str, str], list[dict[str, Any]]]
 
 
 def table(plan: Plan) -> str:
     """For each (model, dataset, max_length): fresh, or why stale and how much work that is."""
-    rows = list(_rows(plan))
-    stale = [row for row in rows if row["cache"] != FRESH or row["training"] not in (FRESH, "")]
+    run_of = {run["cache"]: path for path, run in plan.runs.items()}
+    both = [(path, run_of.get(path)) for path in plan.caches]
+    stale = [(path, run) for path, run in both if not _is_fresh(plan, path, run)]
     said = f"tokencache: {_count(len(plan.caches), 'cache')} and {_count(len(plan.runs), 'run')}: "
     if not stale:
         return "\n".join([said + "all fresh", *_tokens_left(plan)])
-    said += f"{len(rows) - len(stale)} of {len(rows)} combinations fresh"
-    shown = rows if len(rows) <= ROWS else stale[:ROWS]
-    lines = [said, "", tabulate(shown, headers="keys", disable_numparse=True)]
+    said += f"{len(both) - len(stale)} of {len(both)} combinations fresh"
+    shown = both if len(both) <= ROWS else stale[:ROWS]
+    lines = [said, "", tabulate(_rows(plan, shown), headers="keys", disable_numparse=True)]
     if len(shown) < len(stale):
         lines.append(f"… and {len(stale) - len(shown)} more stale ones")
     return "\n".join([*lines, "", *_work(plan), *_notes(plan)])
 
 
-def _rows(plan: Plan) -> Iterator[dict[str, str]]:
-    run_of = {run["cache"]: path for path, run in plan.runs.items()}
-    # What is there is read once for all lengths.
-    caches_of, runs_of = cache(inventory.caches_of), cache(inventory.runs_of)
-    for path, entry in plan.caches.items():
-        run = run_of.get(path)
-        yield {
-            "model": entry["model"],
-            "dataset": entry["dataset"],
-            "max_length": str(entry["max_length"]),
-            "cache": _cache_reason(plan, path, caches_of),
-            "training": _run_reason(plan, run, runs_of) if run else "",
-            "to tokenize": _amount(plan, plan.missing_of(entry["token_set"])) or "-",
-        }
+def _is_fresh(plan: Plan, path: str, run: str | None) -> bool:
+    trained = run is None or Path(run).exists()
+    return trained and Path(path).exists() and not plan.lacking(path)
+
+
+def _rows(plan: Plan, shown: list[tuple[str, str | None]]) -> list[dict[str, str]]:
+    """Of shown ones alone: what a cache was made of is long, and slow to read and compare."""
+    caches_of, runs_of = _remembering(inventory.caches_of), _remembering(inventory.runs_of)
+    token_sets = {plan.caches[path]["token_set"] for path, _ in shown}
+    amounts = {key: _amount(plan, plan.missing_of(key)) or "-" for key in token_sets}
+    rows = []
+    for path, run in shown:
+        entry = plan.caches[path]
+        rows.append(
+            {
+                "model": entry["model"],
+                "dataset": entry["dataset"],
+                "max_length": str(entry["max_length"]),
+                "cache": _cache_reason(plan, path, caches_of),
+                "training": _run_reason(plan, run, runs_of) if run else "",
+                "to tokenize": amounts[entry["token_set"]],
+            }
+        )
+    return rows
+
+
+def _remembering(find: Found) -> Found:
+    """What many rows after each other ask for, all lengths of a name, is read once."""
+    return lru_cache(maxsize=2)(find)
 
 
 def _cache_reason(plan: Plan, path: str, caches_of: Found) -> str:
-    """'fresh', 'new', or what changed against the nearest cache of the same name."""
+    """'fresh', 'new', or what changed against the nearest cache of the same name.
+
+    One of the same length is nearer than all others.
+    """
     if Path(path).exists():
         return "stale: its token shards are missing" if plan.lacking(path) else FRESH
-    planned = plan.provenance(path)
-    older = caches_of(plan.cache, planned["model"], planned["dataset"])
+    planned, length = plan.provenance(path), str(plan.caches[path]["max_length"])
+    name = plan.cache, planned["model"], planned["dataset"]
+    older = caches_of(*name, length) or caches_of(*name, "*")
     changed = [(_cache_changes(old, planned), old["path"] in plan.caches) for old in older]
     return _said(*min(changed, key=lambda c: len(c[0]))) if changed else "new"
 
@@ -67,8 +87,8 @@ def _run_reason(plan: Plan, path: str, runs_of: Found) -> str:
     if Path(path).exists():
         return FRESH
     planned = plan.runs[path]
-    older = runs_of(plan.results, planned["model"], planned["dataset"])
-    older = [run for run in older if run.get("max_length") == planned["max_length"]]
+    name = plan.results, planned["model"], planned["dataset"]
+    older = runs_of(*name, str(planned["max_length"]))
     changed = [(_run_changes(old, planned), old["path"] in plan.runs) for old in older]
     return _said(*min(changed, key=lambda c: len(c[0]))) if changed else "new"
 

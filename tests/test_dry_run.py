@@ -1,0 +1,106 @@
+"""What a dry run and a job's start cost: by counts, which do not depend on the machine."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import make_tokenizer
+from workflow import rows, write_rows
+
+from tokencache import fingerprint, inventory, why
+from tokencache.config import load
+from tokencache.files import write_json
+from tokencache.resolve import resolve
+
+MANY = 8  # lengths
+MODELS = ("one", "two")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return make_tokenizer("byte_level", tmp_path_factory.mktemp("tokenizer") / "tokenizer")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # Files that are new are remembered all the same: what is counted is a second look at them.
+    monkeypatch.setattr(fingerprint, "SETTLED_SECONDS", -60.0)
+    return tmp_path
+
+
+def planned(tokenizer, files, lengths):
+    """The plan for so many files, each a shard, at so many lengths."""
+    for number in range(files):
+        path = Path(f"rows-{files}", f"{number}.jsonl")
+        if not path.exists():
+            write_rows(path, rows(3, number * 10))
+    return resolve(
+        load(
+            {
+                "models": {name: {"tokenizer": str(tokenizer)} for name in MODELS},
+                "datasets": {"qa": {"files": [f"rows-{files}"], "document": {"text": "prompt"}}},
+                "max_length": [16 + 8 * number for number in range(lengths)],
+            }
+        )
+    )
+
+
+def pretend(plan):
+    """As if all had been made."""
+    for path in plan.caches:
+        write_json(Path(path, "cache.json"), plan.provenance(path))
+    for key in plan.data["tokens"]:
+        path = Path(plan.tokens_path(key))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_a_cache_s_past_is_read_for_the_rows_that_are_shown_alone(folder, tokenizer, monkeypatch):
+    pretend(planned(tokenizer, 5, MANY))
+    read = Counter()
+
+    def counted(path):
+        read[str(path)] += 1
+        return json.loads(Path(path).read_text())
+
+    monkeypatch.setattr(inventory, "read_json", counted)
+    monkeypatch.setattr(why, "ROWS", 3)
+    write_rows(folder / "rows-5" / "4.jsonl", rows(4))
+    table = why.table(planned(tokenizer, 5, MANY))
+    assert table.count("stale: data: 4.jsonl (1 of 1 shards)") == 3
+    assert "… and 13 more stale ones" in table
+    assert list(read.values()) == [1, 1, 1]
+
+
+def test_a_new_length_is_compared_with_the_newest_caches_once(folder, tokenizer, monkeypatch):
+    monkeypatch.setattr(inventory, "NEWEST", 4)
+    before = planned(tokenizer, 5, MANY)
+    pretend(before)
+    for age, path in enumerate(reversed(before.caches)):
+        os.utime(Path(path, "cache.json"), (10**9 - age, 10**9 - age))
+    read = Counter()
+
+    def counted(path):
+        read[str(path)] += 1
+        return json.loads(Path(path).read_text())
+
+    monkeypatch.setattr(inventory, "read_json", counted)
+    table = why.table(planned(tokenizer, 5, MANY + 3))
+    # The last ones are the newest.
+    assert table.count("new: max_length 72 →") == len(MODELS) * 3
+    assert sorted(read.values()) == [1] * len(MODELS) * 4
+
+
+def test_a_cache_of_the_same_length_is_the_nearest(folder, tokenizer):
+    """Also where one of another length has the data of now."""
+    pretend(planned(tokenizer, 5, 1))
+    write_rows(folder / "rows-5" / "4.jsonl", rows(4))
+    plan = planned(tokenizer, 5, 2)
+    other = next(path for path, entry in plan.caches.items() if entry["max_length"] == 24)
+    write_json(Path(other, "cache.json"), plan.provenance(other))
+    first = why.table(plan).splitlines()[4]
+    assert first.split()[:3] == ["one", "qa", "16"]
+    assert "stale: data: 4.jsonl (1 of 1 shards)" in first
