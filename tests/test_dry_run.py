@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -9,12 +10,12 @@ import pytest
 from conftest import make_tokenizer
 from workflow import rows, write_rows
 
-from tokencache import fingerprint, inventory, why
+from tokencache import fingerprint, inventory, resources, why
 from tokencache.config import load
 from tokencache.files import write_json
 from tokencache.resolve import resolve
 
-MANY = 8  # lengths
+FEW, MANY = 2, 8  # lengths
 MODELS = ("one", "two")
 
 
@@ -56,6 +57,33 @@ def pretend(plan):
         path = Path(plan.tokens_path(key))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+
+
+def calls(tokenizer, files, lengths):
+    """Calls of functions, of Python and C, for a plan, its table and what its jobs ask for."""
+    seen = Counter()
+    sys.setprofile(lambda frame, event, argument: seen.update([event]))
+    try:
+        plan = planned(tokenizer, files, lengths)
+        why.table(plan)
+        for path in plan.caches:
+            resources.packing(plan, path)
+    finally:
+        sys.setprofile(None)
+    return seen["call"] + seen["c_call"]
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_further_length_costs_the_same_with_any_number_of_shards(folder, tokenizer, fresh):
+    more = {}
+    for files in (10, 100):
+        plan = planned(tokenizer, files, MANY)
+        if fresh:
+            pretend(plan)
+        calls(tokenizer, files, MANY)  # what is imported and computed once
+        few, many = (calls(tokenizer, files, lengths) for lengths in (FEW, MANY))
+        more[files] = (many - few) / (MANY - FEW) / len(MODELS)
+    assert more[100] < 1.2 * more[10]
 
 
 def test_a_cache_s_past_is_read_for_the_rows_that_are_shown_alone(folder, tokenizer, monkeypatch):

@@ -94,6 +94,7 @@ class Plan:
         self.batches: dict[str, dict[str, Any]] = data["batches"]
         self.token_sets: dict[str, dict[str, Any]] = data["token_sets"]
         self._sources_of: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        self._missing_of: dict[str, list[str]] = {}
 
     @classmethod
     def read(cls, path: str | Path) -> Plan:
@@ -152,7 +153,15 @@ class Plan:
         return [entry["facts"]["key"] for entry in entries if ("training" in entry) == trained]
 
     def batches_of(self, token_set: str) -> list[str]:
-        return [name for name, b in self.batches.items() if token_set in b["token_sets"]]
+        return self._batches_of.get(token_set, [])
+
+    @cached_property
+    def _batches_of(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name, batch in self.batches.items():
+            for token_set in batch["token_sets"]:
+                found.setdefault(token_set, []).append(name)
+        return found
 
     def parts_of(self, cache: str) -> list[str]:
         """The folders that several jobs write a large cache into; none for others."""
@@ -175,8 +184,11 @@ class Plan:
 
     def missing_of(self, token_set: str) -> list[str]:
         """The token shards of a set that are not there yet."""
-        splits = self.token_sets[token_set]["splits"].values()
-        return [key for keys in splits for key in keys if key in self.missing]
+        if token_set not in self._missing_of:
+            splits = self.token_sets[token_set]["splits"].values()
+            found = [key for keys in splits for key in keys if key in self.missing]
+            self._missing_of[token_set] = found
+        return self._missing_of[token_set]
 
     @cached_property
     def missing(self) -> set[str]:

@@ -45,6 +45,8 @@ class _Resolver:
         self.tokens: dict[str, dict[str, Any]] = {}
         self.token_sets: dict[str, dict[str, Any]] = {}
         self._token_set_of: dict[tuple[str, str], str] = {}
+        self._token_sets_made: dict[tuple[str, str, str], str] = {}
+        self._parts_of: dict[str, int] = {}
         self.tokenizers: dict[str, dict[str, Any]] = {}
         self.fetches: dict[str, dict[str, Any]] = {}
         self._dataset_shards: dict[str, dict[str, list[str]]] = {}
@@ -245,22 +247,27 @@ class _Resolver:
     def token_set(self, model: str, name: str) -> str:
         """The token shards of a data set for a model: the same set for models that share
         a tokenizer (and, for chat, a template)."""
-        if (model, name) in self._token_set_of:
-            return self._token_set_of[model, name]
-        facts, dataset = self.facts_of(model), self.config.datasets[name]
-        template = self._chat_template(model, dataset)
-        recipe = self._recipe(f"models.{model}", name, dataset, facts | {"chat_template": template})
+        if (model, name) not in self._token_set_of:
+            facts, dataset = self.facts_of(model), self.config.datasets[name]
+            facts = facts | {"chat_template": self._chat_template(model, dataset)}
+            recipe = self._recipe(f"models.{model}", name, dataset, facts)
+            made_of = (facts["key"], recipe, name)
+            if made_of not in self._token_sets_made:
+                self._token_sets_made[made_of] = self._new_token_set(*made_of)
+            self._token_set_of[model, name] = self._token_sets_made[made_of]
+        return self._token_set_of[model, name]
+
+    def _new_token_set(self, tokenizer: str, recipe: str, name: str) -> str:
         splits = {}
         for split, shards in self.shards_of(name).items():
             splits[split] = []
             for shard in shards:
-                key = key_of(["tokens", facts["key"], recipe, shard])
-                self.tokens[key] = {"tokenizer": facts["key"], "recipe": recipe, "shard": shard}
+                key = key_of(["tokens", tokenizer, recipe, shard])
+                self.tokens[key] = {"tokenizer": tokenizer, "recipe": recipe, "shard": shard}
                 splits[split].append(key)
-        made_of = {"tokenizer": facts["key"], "recipe": recipe, "dataset": name, "splits": splits}
+        made_of = {"tokenizer": tokenizer, "recipe": recipe, "dataset": name, "splits": splits}
         key = key_of(made_of)
         self.token_sets[key] = made_of
-        self._token_set_of[model, name] = key
         return key
 
     def _chat_template(self, model: str, dataset: Dataset) -> str | None:
@@ -301,7 +308,7 @@ class _Resolver:
         return target_path(self.config.cache, model, name, max_length, key), {
             "key": key,
             "rows_key": rows_key,
-            "parts": 1 if self.config.format == "view" else self._parts(tokens["splits"]),
+            "parts": 1 if self.config.format == "view" else self._parts(token_set),
             "model": model,
             "dataset": name,
             "token_set": token_set,
@@ -309,11 +316,14 @@ class _Resolver:
             **decides,
         }
 
-    def _parts(self, splits: dict[str, list[str]]) -> int:
+    def _parts(self, token_set: str) -> int:
         """How many jobs write a dataset; they make the same bytes, however many."""
-        shards = [self.tokens[key]["shard"] for keys in splits.values() for key in keys]
-        total = sum(self.shards[shard]["bytes"] or self.config.shard_size for shard in shards)
-        return min(MOST_PARTS, max(1, round(total / BYTES_IN_A_PART)))
+        if token_set not in self._parts_of:
+            splits = self.token_sets[token_set]["splits"].values()
+            shards = [self.tokens[key]["shard"] for keys in splits for key in keys]
+            total = sum(self.shards[shard]["bytes"] or self.config.shard_size for shard in shards)
+            self._parts_of[token_set] = min(MOST_PARTS, max(1, round(total / BYTES_IN_A_PART)))
+        return self._parts_of[token_set]
 
     def _run(self, model: str, path: str, cache: dict[str, Any]) -> tuple[str, dict] | None:
         settings = self.config.models[model]

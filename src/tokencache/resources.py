@@ -70,7 +70,7 @@ def training_tokenizer(plan: Plan, folder: str) -> Needs:
 @cache
 def packing(plan: Plan, path: str) -> Needs:
     """Of a cache: its token shards are mapped, which some sites count as memory."""
-    size = _set_mb(plan, plan.caches[path])
+    size = _set_mb(plan, plan.caches[path]["token_set"])
     return _needs(1, 2 * size, size / PACKED_MB_A_MINUTE)
 
 
@@ -92,7 +92,7 @@ def training(plan: Plan, path: str) -> Needs:
         tokens = settings["max_steps"] * in_a_step
     else:
         # A token stands for two bytes of text or more.
-        tokens = settings["num_train_epochs"] * _set_mb(plan, target) * MB / 2
+        tokens = settings["num_train_epochs"] * _set_mb(plan, target["token_set"]) * MB / 2
     flops = 6 * tokens * (parameters + vocabulary * hidden)
     # The batch of a step is shared out among the processes, so more are no slower.
     minutes = flops / (FLOPS_A_THREAD * threads) / 60
@@ -104,9 +104,10 @@ def _needs(threads: int, more_mb: float, more_minutes: float) -> Needs:
     return Needs(threads, memory, min(BASE_MINUTES + math.ceil(more_minutes), MOST_MINUTES))
 
 
-def _set_mb(plan: Plan, target: dict[str, Any]) -> float:
-    """Of all source shards of a cache."""
-    splits = plan.token_sets[target["token_set"]]["splits"].values()
+@cache
+def _set_mb(plan: Plan, token_set: str) -> float:
+    """Of all source shards of a token set, which many caches share."""
+    splits = plan.token_sets[token_set]["splits"].values()
     return sum(_text_mb(plan, plan.shard_of(key)) for keys in splits for key in keys)
 
 
