@@ -105,9 +105,8 @@ def targets(*kinds, model=None):
         for path, entry in getattr(plan, kind).items()
         if model in (None, entry["model"])
     }
-    sets = dict.fromkeys(e["token_set"] for e in found.values() if "token_set" in e)
-    batches = dict.fromkeys(name for key in sets for name in plan.batches_of(key))
-    return [*map(plan.mark, batches), *found]
+    caches = (entry for entry in found.values() if "token_set" in entry)
+    return [*dict.fromkeys(mark for cache in caches for mark in token_marks(cache)), *found]
 
 
 def unless_there(target, image, inputs):
@@ -143,8 +142,14 @@ def batch_inputs(wildcards):
     ]
 
 
+def token_set_inputs(wildcards):
+    return [plan.mark(name) for name in plan.batches_of(wildcards.token_set)]
+
+
 def token_marks(cache):
-    return [plan.mark(name) for name in plan.batches_of(cache["token_set"])]
+    """What is there when all token shards of a cache are; nothing where they are now."""
+    token_set = cache["token_set"]
+    return [plan.set_mark(token_set)] if plan.batches_of(token_set) else []
 
 
 def cache_inputs(wildcards):

@@ -9,6 +9,8 @@ rule tokenize:
         "logs/tokenize/{batch}.log",
     benchmark:
         "logs/tokenize/{batch}.tsv"
+    wildcard_constraints:
+        batch="[^/]+",
     container:
         image("tokenize")
     threads: of(tokenize_needs, "threads")
@@ -19,3 +21,12 @@ rule tokenize:
         plan=plan.path,
     shell:
         "tokencache tokenize --plan {params.plan} --threads {threads} {wildcards.batch} 2>&1 | tee {log}"
+
+
+# All batches of a token set: one thing to wait for, where hundreds of caches wait for hundreds
+# of batches.
+rule token_set:
+    input:
+        token_set_inputs,
+    output:
+        touch(plan.set_mark("{token_set}")),

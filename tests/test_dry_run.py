@@ -7,8 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import make_tokenizer
-from workflow import rows, write_rows
+from workflow import Workflow, rows, write_rows
 
 from tokencache import fingerprint, inventory, resources, why
 from tokencache.config import load
@@ -132,3 +133,44 @@ def test_a_cache_of_the_same_length_is_the_nearest(folder, tokenizer):
     first = why.table(plan).splitlines()[4]
     assert first.split()[:3] == ["one", "qa", "16"]
     assert "stale: data: 4.jsonl (1 of 1 shards)" in first
+
+
+@pytest.fixture
+def many_batches(tmp_path, tokenizer):
+    """A workflow in which each of four shards is a job."""
+    config = {
+        "models": {"m": {"tokenizer": str(tokenizer)}},
+        "datasets": {"qa": {"files": ["rows"], "document": {"text": "prompt"}}},
+        "max_length": [16, 32, 64],
+    }
+    data = {f"rows/{number}.jsonl": rows(5, number * 10) for number in range(4)}
+    workflow = Workflow.new(tmp_path, config, data)
+    workflow.edit("src/tokencache/batches.py", "SHARDS_IN_A_JOB = 256", "SHARDS_IN_A_JOB = 1")
+    return workflow
+
+
+def test_a_cache_waits_for_one_file_however_many_batches(many_batches):
+    shown = many_batches.run("-n")
+    inputs = [line for line in shown.splitlines() if line.startswith("    input: ")]
+    waiting = [line for line in inputs if "/sets/" in line]
+    assert len(waiting) == 4  # the three caches, and all of them
+    assert sum(line.count(".tokencache/done/") for line in waiting) == 4
+    assert many_batches.rerun() == {"materialize_tokenizer": 1, "tokenize": 4, "pack": 3}
+
+
+def test_a_job_needs_no_source_but_its_own(many_batches):
+    """Nor config.yaml, nor the index: it looks its work up in the plan."""
+    many_batches.edit("rules/tokenize.smk", "tokencache tokenize", "false; tokencache tokenize")
+    many_batches.run("caches", fails=True)
+    [plan] = (many_batches.folder / ".tokencache/plans").iterdir()
+    data = json.loads(plan.read_text())
+    [key] = data["batches"]["qa-0003"]["tokens"]
+    own = data["shards"][data["tokens"][key]["shard"]]["path"]
+    for path in (many_batches.folder / "rows").iterdir():
+        if path.name != Path(own).name:
+            path.unlink()
+    (many_batches.folder / ".tokencache/index.sqlite").unlink()
+    (many_batches.folder / "config.yaml").rename(many_batches.folder / "gone.yaml")
+    many_batches.tokencache("tokenize", "--plan", str(plan), "qa-0003")
+    assert many_batches.token_shards() == {f"{key}.arrow"}
+    assert yaml.safe_load((many_batches.folder / "gone.yaml").read_text())["models"]

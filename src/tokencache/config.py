@@ -26,8 +26,8 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 # Names of the workflow's own rules, targets and folders, which no model can have.
 RESERVED = {
-    "all", "caches", "fetch", "materialize_tokenizer", "train_tokenizer", "tokenize", "pack",
-    "pack_part", "train", "images", "build_image", "sources", "tokenizers", "tokens",
+    "all", "caches", "fetch", "materialize_tokenizer", "train_tokenizer", "tokenize", "token_set",
+    "pack", "pack_part", "train", "images", "build_image", "sources", "tokenizers", "tokens",
 }  # fmt: skip
 
 

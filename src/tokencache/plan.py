@@ -137,6 +137,10 @@ class Plan:
         """A file that says that this plan's batch is done."""
         return str(WORK / "done" / self.data["id"] / batch)
 
+    def set_mark(self, token_set: str) -> str:
+        """A file that says that all batches that a token set waits for are done."""
+        return self.mark(f"sets/{token_set}")
+
     def remove_marks(self) -> None:
         shutil.rmtree(Path(self.mark("")), ignore_errors=True)
 
