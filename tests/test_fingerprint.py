@@ -241,9 +241,8 @@ def reads(monkeypatch):
 
 def parse(path, folder, shard_size=SHARD):
     """One parse of the workflow: shards' keys and columns by file."""
-    index = Index(folder / "index.sqlite")
-    cuts, columns = fingerprint.shards(found(path), shard_size, index, "qa")
-    index.close()
+    with Index(folder / "index.sqlite") as index:
+        cuts, columns = fingerprint.shards(found(path), shard_size, index, "qa")
     return [[s.key for s in shards] for shards in cuts], columns
 
 
@@ -382,13 +381,10 @@ def test_a_file_that_changes_while_it_is_looked_at_is_not_remembered(old, tmp_pa
 
 def test_the_index_is_written_at_the_end_alone(old, tmp_path):
     path = old("a", b"x")
-    index = Index(tmp_path / "index.sqlite")
-    index.recall([path], "look", lambda: 1)
-    other = Index(tmp_path / "index.sqlite")
-    assert other.recall([path], "look", lambda: 2) == 2
-    other.close()
-    index.save()
-    index.close()
+    with Index(tmp_path / "index.sqlite") as index:
+        index.recall([path], "look", lambda: 1)
+        with Index(tmp_path / "index.sqlite") as other:
+            assert other.recall([path], "look", lambda: 2) == 2
     assert Index(tmp_path / "index.sqlite").recall([path], "look", lambda: 3) == 1
 
 

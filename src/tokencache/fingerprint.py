@@ -49,7 +49,7 @@ class Shard:
 class Index:
     """What is known of files, by (size, mtime_ns, inode): a second parse only stats.
 
-    Entries found are kept in memory and committed in one transaction by `save`. Where
+    Entries found are kept in memory and committed in one transaction at the end. Where
     the user may not write to `path`, it is read, and the user's own index takes what is
     new. All that an index knows can be found again, so one that can't be read or
     written (locked, broken, on a disk without locks) is done without.
@@ -59,6 +59,15 @@ class Index:
         places = [path] if _writable(path) else [path, _own_index()]
         self._databases = [found for place in places if (found := _database(place))]
         self._new: dict[str, str] = {}
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """What was found before an error is remembered too."""
+        self._save()
+        for database in self._databases:
+            database.close()
 
     def recall(self, files: Iterable[str | Path], about: Any, find: Callable[[], Any]) -> Any:
         """The JSON value of `find()` for these files, remembered until one of them changes."""
@@ -89,16 +98,11 @@ class Index:
                     return row[0]
         return None
 
-    def save(self) -> None:
+    def _save(self) -> None:
         if self._new and self._databases:
             with suppress(sqlite3.DatabaseError), self._databases[-1] as database:
                 database.executemany("REPLACE INTO known VALUES (?, ?)", self._new.items())
         self._new.clear()
-
-    def close(self) -> None:
-        self.save()
-        for database in self._databases:
-            database.close()
 
 
 def _writable(path: Path) -> bool:

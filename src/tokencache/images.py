@@ -17,7 +17,7 @@ from pathlib import Path
 from .errors import UserError
 from .files import hash_file, key_of, published, read_json, write_json
 from .fingerprint import Index, file_digests
-from .plan import WORK, Plan
+from .plan import INDEX, Plan
 
 NAMES = ("tokenize", "train")
 FOLDER = "images"
@@ -91,9 +91,8 @@ def check(image: str) -> None:
     """
     _require("apptainer")
     if _about(image).exists():
-        index = Index(WORK / "index.sqlite")
-        [digest] = file_digests([image], index)
-        index.close()
+        with Index(INDEX) as index:
+            [digest] = file_digests([image], index)
         if digest != read_json(_about(image))["blake3"]:
             raise UserError(f"{image} is damaged ({OTHER_BYTES}); {BUILD_AGAIN}")
     # From inside: the labels can also be read of an image whose end is missing.

@@ -19,6 +19,7 @@ from .errors import UserError
 from .files import make_folder, read_json, sweep, write_json
 
 WORK = Path(".tokencache")
+INDEX = WORK / "index.sqlite"
 PLANS = WORK / "plans"
 PLANNING = WORK / "planning"
 LIBRARIES = ("numpy", "pyarrow", "tokenizers")

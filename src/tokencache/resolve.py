@@ -12,7 +12,7 @@ from .config import Config, Dataset, Reference, TokenizerTraining, reference
 from .errors import UserError
 from .files import key_of
 from .fingerprint import Index, Shard
-from .plan import NOT_IN_RUN_KEY, WORK, Plan, fetched_path, target_path, tokenizer_path
+from .plan import INDEX, NOT_IN_RUN_KEY, Plan, fetched_path, target_path, tokenizer_path
 
 # Raise when the same inputs give a cache of other bytes.
 CACHE_VERSION = 2
@@ -26,11 +26,8 @@ MOST_PARTS = 256
 
 def resolve(config: Config) -> Plan:
     """Hash what is new, derive every key, and find which token shards are missing."""
-    index = Index(WORK / "index.sqlite")
-    try:
+    with Index(INDEX) as index:
         return Plan(_Resolver(config, index).data())
-    finally:
-        index.close()
 
 
 class _Resolver:
