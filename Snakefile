@@ -58,10 +58,11 @@ for model in settings.models:
 
 # Jobs get the plan from a file, which a dry run does not write.
 onstart:
-    ask_about_jobs()
-    make_folders()
-    plan.write()
-    prepare_containers()
+    with without_traceback():
+        ask_about_jobs()
+        plan.make_folders()
+        plan.write()
+        prepare_containers()
 
 
 onsuccess:

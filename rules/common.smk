@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 CHECKOUT = Path(workflow.basedir)
@@ -33,9 +34,13 @@ from tokencache.plan import Plan, fetched_path, files_of, tokenizer_path
 cleaning = any(word.startswith("--delete-") for word in sys.argv)
 
 
-def stop(error):
-    """A user's mistake, without a traceback."""
-    raise SystemExit(f"tokencache: {error}")
+@contextmanager
+def without_traceback():
+    """A user's mistake ends the process with its message alone."""
+    try:
+        yield
+    except UserError as error:
+        raise SystemExit(f"tokencache: {error}")
 
 
 # Snakemake sets it in each job to the job's threads: what the user says counts more.
@@ -49,10 +54,8 @@ if not workflow.is_main_process:
             os.environ[machine.KEPT + name] = os.environ[name]
 
 if not workflow.configfiles:
-    try:
+    with without_traceback():
         check_files(["config.yaml"])
-    except UserError as error:
-        stop(error)
 
     configfile: "config.yaml"
 
@@ -75,22 +78,12 @@ def settings_and_plan():
     return settings, plan
 
 
-try:
+with without_traceback():
     settings, plan = settings_and_plan()
-except UserError as error:
-    stop(error)
 
 made = inventory.made(settings.cache, settings.results) if cleaning else {}
 if cleaning and inventory.made(settings.cache, settings.results, by_others=True):
     print("tokencache: what other users made stays", file=sys.stderr)
-
-
-def make_folders():
-    """Before Snakemake makes them, which knows nothing of a group that shares them."""
-    try:
-        plan.make_folders()
-    except UserError as error:
-        stop(error)
 
 
 def targets(*kinds, model=None):

@@ -50,13 +50,10 @@ def prepare_containers():
     """Before jobs start: whole images, and what shows jobs what they may see."""
     if not containers:
         return
-    try:
-        for path in images_there:
-            images.check(path)
-        os.environ.update(images.job_environment(plan, CHECKOUT))
-        os.environ.update(images.node_environment())
-    except UserError as error:
-        stop(error)
+    for path in images_there:
+        images.check(path)
+    os.environ.update(images.job_environment(plan, CHECKOUT))
+    os.environ.update(images.node_environment())
 
 
 def say_lost_images():

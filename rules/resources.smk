@@ -39,10 +39,7 @@ def ask_about_jobs():
         return
     import snakemake_executor_plugin_slurm as plugin
 
-    try:
-        given.status_command = slurm.status_command(given.init_seconds_before_status_checks)
-    except UserError as error:
-        stop(error)
+    given.status_command = slurm.status_command(given.init_seconds_before_status_checks)
     # Or the plugin takes sacct, records or none, whenever SLURM does not answer.
     plugin.is_query_tool_available = lambda tool: tool == given.status_command
     plugin.query_job_status = slurm.without_lost_jobs(plugin.query_job_status)
