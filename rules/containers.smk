@@ -11,7 +11,8 @@ containers = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployme
 images_there = set()  # those that jobs of this run need, and that need not be built
 
 if containers and not workflow.is_main_process:
-    os.environ.update(images.node_environment())
+    with without_traceback():
+        os.environ.update(images.node_environment())
 
 
 def image(name):

@@ -1,6 +1,7 @@
 """A user's mistakes: one clear message, an exit status, and nothing half-written."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -235,6 +236,25 @@ def test_a_missing_config(workflow):
 def test_cache_and_results_in_one_folder(workflow):
     workflow.configure(workflow.config | {"cache": "out", "results": "./out"})
     refuses(workflow, "cache and results need a folder each")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_job_whose_folder_for_temporary_files_is_somebody_else_s(workflow, monkeypatch):
+    """As a job of a cluster: it asks on its own node, where the plan's maker was not."""
+    workflow.edit("rules/tokenize.smk", "tokencache tokenize", "false; tokencache tokenize")
+    workflow.run("caches", fails=True)
+    [plan] = (workflow.folder / ".tokencache/plans").iterdir()
+    own = workflow.folder / "tmp" / f"tokencache-{os.getuid()}"
+    own.mkdir(parents=True)
+    os.chown(own, 4321, 4321)
+    monkeypatch.setenv("TMPDIR", str(own.parent))
+    monkeypatch.setenv("TOKENCACHE_PLAN", str(plan.relative_to(workflow.folder)))
+    output = workflow.run(
+        "--mode", "remote", "--software-deployment-method", "apptainer",
+        "--target-jobs", "tokenize:batch=qa-0001", "--allowed-rules", "tokenize", fails=True,
+    )  # fmt: skip
+    assert f"tokencache: {own} is somebody else's; name a folder in APPTAINER_WORKDIR" in output
+    assert "Traceback" not in output
 
 
 def test_a_removed_token_shard_between_plan_and_pack(workflow):
