@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokencache.config import Reference, load, reference
+from tokencache.config import load
 from tokencache.errors import UserError
 from tokencache.files import key_of
+from tokencache.references import Reference, reference
 
 BASE = {
     "models": {"one": {"tokenizer": "./t"}, "two": {"tokenizer": "./t"}},

@@ -15,9 +15,10 @@ from conftest import PUBLISHED, SHARED, TOYS, batches_of, make_text, make_texts
 from transformers import AutoTokenizer
 
 from tokencache import documents, engines, machine, pack, sources, tokenize, tokenizers
-from tokencache.config import Dataset, Reference
+from tokencache.config import Dataset
 from tokencache.errors import UserError
 from tokencache.gather import IGNORED
+from tokencache.references import Reference
 
 MAX_LENGTH = 64
 

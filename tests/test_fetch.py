@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from datafiles import fails
 
-from tokencache import config, documents, fetch, fingerprint, machine, sources
+from tokencache import documents, fetch, fingerprint, machine, sources
 from tokencache.config import Dataset
 from tokencache.errors import UserError
 from tokencache.files import hash_file
+from tokencache.references import Reference
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ def folder_of(tmp_path, kind="jsonl", rows=ROWS, split="train"):
 
 def wanted(path, split="train", num_shards=4, name=None):
     """The plan's entry."""
-    reference = config.Reference(path=str(path))
+    reference = Reference(path=str(path))
     return {
         "identity": fingerprint.identity(reference, lambda files: list(map(hash_file, files)))
         if os.path.exists(path)

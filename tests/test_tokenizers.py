@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tokencache import engines, tokenizers
-from tokencache.config import Reference
 from tokencache.errors import UserError
+from tokencache.references import Reference
 
 
 def at(path: Path) -> Reference:

@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerFast
 
 from tokencache import tokenizers, train
 from tokencache.collate import IGNORED
-from tokencache.config import Reference, Training
+from tokencache.config import Training
 from tokencache.errors import UserError
 from tokencache.files import hash_file
 from tokencache.fingerprint import identity
+from tokencache.references import Reference
 
 SIZE = 96  # tokens in the vocabulary
 EOS = 1

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -18,11 +17,11 @@ from pydantic import (
     model_validator,
 )
 
+from .config_files import sized
 from .errors import UserError
 from .messages import check_files, explain, line_of, unknown
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 # Names of the workflow's own rules, targets and folders, which no model can have.
 RESERVED = {
@@ -71,33 +70,6 @@ Length = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**24)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Reference(Section):
-    """What `tokenizer:`, `weights:` and `hub:` point to: a path, or a hub id at a commit."""
-
-    path: str | None = None
-    hub: str | None = None
-    revision: str | None = None
-
-    def __str__(self) -> str:
-        return self.path or f"{self.hub}@{self.revision}"
-
-
-def reference(text: str, key: str) -> Reference:
-    """Read `folder/`, `file` or `owner/name@commit`. A path that exists is a path."""
-    name, _, revision = text.partition("@")
-    if Path(text).exists() or text.startswith((".", "/", "~")):
-        return Reference(path=str(Path(text).expanduser()))
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise UserError(f"{key}: there is no file or folder {text!r}, and it is no hub id")
-    if not COMMIT.fullmatch(revision):
-        said = f"revision {revision!r} can move" if revision else "a hub id needs a revision"
-        raise UserError(
-            f"{key}: there is no file or folder {text!r}; if it is a hub id: {said}; "
-            f"write {name}@COMMIT with the 40 digits of a commit"
-        )
-    return Reference(hub=name, revision=revision)
 
 
 class Document(Section):
@@ -323,38 +295,6 @@ class Config(Section):
         return self.training.model_copy(update=own)
 
 
-def _overlay(base: Any, over: Any) -> Any:
-    """`over` laid on `base`, mappings merged key by key."""
-    if isinstance(base, dict) and isinstance(over, dict):
-        return base | {key: _overlay(base.get(key), value) for key, value in over.items()}
-    return over
-
-
-def read(files: list[str | Path]) -> dict[str, Any]:
-    """The mapping of some YAML files, later ones laid over earlier ones, as Snakemake does it."""
-    check_files(files)
-    raw: dict[str, Any] = {}
-    for file in files:
-        found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise UserError(f"{file}: this has no keys at its top level")
-        raw = _overlay(raw, found)
-    return raw
-
-
-def _sized(raw: dict[str, Any]) -> dict[str, Any]:
-    """Lay the chosen size's keys over the rest: `size: full` takes `sizes: {full: …}`."""
-    raw = dict(raw)
-    size, sizes = raw.pop("size", None), raw.pop("sizes", None) or {}
-    if size is None:
-        return raw
-    if not isinstance(sizes, dict) or not isinstance(size, str):
-        raise UserError("size: give a name, and under sizes a section of that name")
-    if size not in sizes:
-        raise UserError(f"size: {unknown(str(size), sizes, '', what='size')}")
-    return _overlay(raw, sizes[size] or {})
-
-
 def _explained(error: ValidationError) -> dict[tuple, str]:
     """What is wrong by key path; of a key that may be a word or a list, what was meant."""
     problems = [
@@ -373,7 +313,7 @@ def load(raw: dict[str, Any], files: list[str | Path] = ()) -> Config:
     """
     check_files(list(files))
     try:
-        config = Config.model_validate(_sized(raw))
+        config = Config.model_validate(sized(raw))
     except ValidationError as error:
         lines = []
         for location, message in _explained(error).items():

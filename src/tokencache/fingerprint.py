@@ -24,10 +24,10 @@ from typing import Any
 from blake3 import blake3
 
 from . import sources
-from .config import Reference
 from .errors import UserError
 from .files import KEY_DIGITS, hash_file, key_of
 from .progress import Progress
+from .references import Reference
 from .sources import Piece, Source
 
 # Raise when the same bytes are cut at other places than before.

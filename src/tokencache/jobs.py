@@ -35,7 +35,7 @@ def fetch_from_hub(plan: Plan, folder: str) -> None:
 
 def materialize_tokenizer(plan: Plan, folder: str) -> None:
     from . import tokenizers
-    from .config import Reference
+    from .references import Reference
 
     wanted = plan.tokenizers[folder]
     key = wanted["facts"]["key"]

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import config as configuration
-from . import lease, ranks
+from . import config_files, lease, ranks
 from .config import Combination, Config
+from .config import load as load_config
 from .errors import UserError
 from .messages import unknown
 from .plan import PLANNING, building_path
@@ -153,7 +153,7 @@ class _Target:
         patience: _Patience,
     ) -> _Target:  # fmt: skip
         with _working_in(folder):
-            settings = configuration.load(configuration.read(files), files)
+            settings = load_config(config_files.read(files), files)
             _check(settings, wanted, files)
             # Other caches of the configuration, and what is wrong with them, are left alone.
             settings = settings.model_copy(update={"build": [wanted]})

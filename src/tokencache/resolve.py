@@ -8,11 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 from . import batches, chat, documents, fingerprint, sources, tokenizers, train_tokenizer
-from .config import Config, Dataset, Reference, TokenizerTraining, reference
+from .config import Config, Dataset, TokenizerTraining
 from .errors import UserError
 from .files import key_of
 from .fingerprint import Index, Shard
 from .plan import INDEX, NOT_IN_RUN_KEY, Plan, fetched_path, target_path, tokenizer_path
+from .references import Reference, reference
 
 # Raise when the same inputs give a cache of other bytes.
 CACHE_VERSION = 2

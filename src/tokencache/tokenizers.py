@@ -24,7 +24,7 @@ from .probe import PROBE, around, probe, probe_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from .config import Reference
+    from .references import Reference
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 FACTS_FILE = "facts.json"
