@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokencache.config import load
+from tokencache.config import Training, load
 from tokencache.errors import UserError
 from tokencache.files import key_of
+from tokencache.plan import decisive
 from tokencache.references import Reference, reference
 
 BASE = {
@@ -124,6 +125,61 @@ def test_processes_share_the_rows_of_a_step():
     assert made(training=step | {"processes_per_node": 3}).training.nodes == 2
     message = r"models\.one: 8 processes .* can't share the 12 rows of a step"
     refused(message, training=step | {"processes_per_node": 4})
+
+
+def test_processes_share_the_batches_of_a_step():
+    step = {"max_tokens": 64, "gradient_accumulation_steps": 4}
+    assert made(training=step | {"processes_per_node": 2}).training.max_tokens == 64
+    message = r"models\.one: 3 processes .* can't share the 4 batches of a step \(gradient_acc"
+    refused(message, training=step | {"processes_per_node": 3})
+
+
+def test_one_size_of_a_batch():
+    both = {"max_tokens": 64, "per_device_train_batch_size": 2}
+    refused("training: give max_tokens or per_device_train_batch_size, not both", training=both)
+    refused("models.one: max_tokens: 7 is too small for a row of", training={"max_tokens": 7})
+    # What a model says of its own goes over what all models have.
+    rows = {"tokenizer": "t", "training": {"per_device_train_batch_size": 2}}
+    tokens = {"tokenizer": "t", "training": {"max_tokens": 32}}
+    config = made(models={"one": rows, "two": tokens, "three": {"tokenizer": "t"}},
+                  training={"max_tokens": 64})  # fmt: skip
+    found = [config.training_of(name).max_tokens for name in ("one", "two", "three")]
+    assert found == [None, 32, 64]
+
+
+def test_mlflow_is_a_switch_or_a_section():
+    assert made(training={"mlflow": False}).training.mlflow is None
+    assert made(training={"mlflow": True}).training.mlflow.experiment == "tokencache"
+    refused("training.mlflow.uri: unknown key", training={"mlflow": {"uri": "x"}})
+    models = {"one": {"tokenizer": "t", "training": {"mlflow": {"experiment": "e"}}}}
+    config = made(models=models, training={"mlflow": True})
+    assert config.training_of("one").model_dump()["mlflow"] == {
+        "tracking_uri": None, "experiment": "e"
+    }  # fmt: skip
+
+
+OLD = {
+    "num_train_epochs": 1.0, "max_steps": -1, "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1, "learning_rate": 5e-05, "lr_scheduler_type": "linear",
+    "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "precision": "auto",
+    "gradient_checkpointing": False, "seed": 42, "eval_steps": None,
+}  # fmt: skip
+
+
+def test_what_decides_a_run_is_what_it_was_before_later_settings_came():
+    def of(packed=False, **training):
+        return decisive(Training(**training).model_dump(), packed)
+
+    assert of() == of(packed=True) == of(group_by_length=False) == OLD
+    assert of(packed=True, group_by_length=True) == OLD
+    assert of(torch_compile=True, dataloader_num_workers=3, mlflow=True, nodes=2) == OLD
+    assert of(group_by_length=True) == OLD | {"group_by_length": True}
+    assert of(tf32=False) == OLD | {"tf32": False}
+    tokens = {name: value for name, value in OLD.items() if name != "per_device_train_batch_size"}
+    tokens |= {"max_tokens": 64}
+    assert of(max_tokens=64) == of(max_tokens=64, group_by_length=True) == tokens
+    assert of(packed=True, max_tokens=64, group_by_length=False) == tokens
+    assert of(max_tokens=64, group_by_length=False) == tokens | {"group_by_length": False}
 
 
 def test_messages_name_file_and_line(tmp_path):

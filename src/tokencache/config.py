@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -19,6 +17,7 @@ from pydantic import (
 
 from .config_files import sized
 from .errors import UserError
+from .fields import Bytes, Folder, Length, Names, OneOrMore, Switch
 from .messages import check_files, explain, line_of, unknown
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
@@ -28,44 +27,6 @@ RESERVED = {
     "all", "caches", "fetch", "materialize_tokenizer", "train_tokenizer", "tokenize", "token_set",
     "pack", "pack_part", "train", "images", "build_image", "sources", "tokenizers", "tokens",
 }  # fmt: skip
-
-
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
-def _bytes(value: Any) -> Any:
-    """'64 MiB' or '64MB' or a number of bytes as an integer."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?)(i?)B?\s*", value)
-        if match:
-            base = 1024 if match[3] else 1000
-            return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
-    return value
-
-
-def _folder(value: Any) -> Any:
-    """A folder's name without `~` and `./`, fit for file patterns."""
-    if isinstance(value, str):
-        if not value or re.search(r"[{}*?\[\]]", value):
-            raise ValueError(f"{value!r} can't be a folder here; give one without {{}}*?[]")
-        value = os.path.normpath(os.path.expanduser(value))
-        if Path(value).exists() and not Path(value).is_dir():
-            raise ValueError(f"{value} is a file, not a folder")
-    return value
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError(f"{str(value).lower()} is no number")
-    return value
-
-
-OneOrMore = BeforeValidator(_listed)
-Folder = Annotated[str, BeforeValidator(_folder)]
-Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1024)]
-Names = Annotated[list[str], OneOrMore, Field(min_length=1)]
-Length = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**24)]
 
 
 class Section(BaseModel):
@@ -163,16 +124,26 @@ class TokenizerTraining(Section):
     chat_template: str | None = None
 
 
+class MLflow(Section):
+    """Where records of runs go as well; None: a database in the results folder."""
+
+    tracking_uri: str | None = None
+    experiment: str = Field("tokencache", min_length=1)
+
+
 class Training(Section):
     """Names and meanings are those of transformers.TrainingArguments, but for these.
 
     `nodes` times `processes_per_node` processes share the rows of each optimizer step,
-    per_device_train_batch_size times gradient_accumulation_steps.
+    per_device_train_batch_size times gradient_accumulation_steps. `max_tokens` takes the
+    place of the first: batches of so many tokens, padding included, which they share whole.
     """
 
     num_train_epochs: float = Field(1.0, gt=0)
     max_steps: int = -1
     per_device_train_batch_size: int = Field(8, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
+    group_by_length: bool | None = None
     per_device_eval_batch_size: int = Field(8, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
     learning_rate: float = Field(5e-5, gt=0)
@@ -183,7 +154,10 @@ class Training(Section):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, ge=0)
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    tf32: bool | None = None
     gradient_checkpointing: bool = False
+    torch_compile: bool = False
+    dataloader_num_workers: int | None = Field(None, ge=0)
     seed: int = Field(42, ge=0, lt=2**32)
     logging_steps: int = Field(10, ge=1)
     eval_steps: int | None = Field(None, ge=1)
@@ -191,6 +165,14 @@ class Training(Section):
     save_total_limit: int = Field(2, ge=1)
     nodes: int = Field(1, ge=1)
     processes_per_node: int = Field(1, ge=1)
+    mlflow: Annotated[MLflow | None, Switch] = None
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Training:
+        given = "per_device_train_batch_size" in self.model_fields_set
+        if given and self.max_tokens is not None:
+            raise ValueError("give max_tokens or per_device_train_batch_size, not both")
+        return self
 
 
 class Model(Section):
@@ -291,7 +273,10 @@ class Config(Section):
 
     def training_of(self, model: str) -> Training:
         """The training settings of one model: the common ones, with its own laid over them."""
-        own = self.models[model].training.model_dump(exclude_unset=True)
+        training = self.models[model].training
+        own = {name: getattr(training, name) for name in training.model_fields_set}
+        if "per_device_train_batch_size" in own:
+            own.setdefault("max_tokens", None)
         return self.training.model_copy(update=own)
 
 
@@ -322,6 +307,7 @@ def load(raw: dict[str, Any], files: list[str | Path] = ()) -> Config:
         raise UserError("\n".join(lines)) from None
     _check_names(config)
     _check_processes(config)
+    _check_budgets(config)
     return config
 
 
@@ -336,14 +322,28 @@ def _check_names(config: Config) -> None:
 
 
 def _check_processes(config: Config) -> None:
-    """The processes of each run must be able to share the rows of a step equally."""
+    """The processes of each run must be able to share a step equally."""
     for name in config.models:
         training = config.training_of(name)
         processes = training.nodes * training.processes_per_node
-        rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
-        if rows % processes:
+        batches = training.gradient_accumulation_steps
+        rows = training.per_device_train_batch_size * batches
+        shared, of = f"the {rows} rows", "per_device_train_batch_size × gradient_accumulation_steps"
+        if training.max_tokens is not None:
+            shared, of = f"the {batches} batches", "gradient_accumulation_steps"
+        if (rows if training.max_tokens is None else batches) % processes:
             raise UserError(
                 f"training of models.{name}: {processes} processes (nodes × processes_per_node) "
-                f"can't share the {rows} rows of a step (per_device_train_batch_size × "
-                "gradient_accumulation_steps) equally; change one of them"
+                f"can't share {shared} of a step ({of}) equally; change one of them"
+            )
+
+
+def _check_budgets(config: Config) -> None:
+    """A batch must have room for a row."""
+    for model, _, length in config.combinations():
+        tokens = config.training_of(model).max_tokens
+        if tokens is not None and tokens < length:
+            raise UserError(
+                f"training of models.{model}: max_tokens: {tokens} is too small for a row of "
+                f"max_length: {length}; raise it"
             )

@@ -12,7 +12,7 @@ from .config import Config, Dataset, TokenizerTraining
 from .errors import UserError
 from .files import key_of
 from .fingerprint import Index, Shard
-from .plan import INDEX, NOT_IN_RUN_KEY, Plan, fetched_path, target_path, tokenizer_path
+from .plan import INDEX, Plan, decisive, fetched_path, target_path, tokenizer_path
 from .references import Reference, reference
 
 # Raise when the same inputs give a cache of other bytes.
@@ -335,9 +335,9 @@ class _Resolver:
         else:
             initial = ["architecture", settings.architecture]
         template = self._chat_template(model, self.config.datasets[cache["dataset"]])
-        decisive = {k: v for k, v in training.items() if k not in NOT_IN_RUN_KEY}
+        settled = decisive(training, cache["packing"] != "none")
         # Both formats of a cache give the same batches, and so the same weights.
-        key = key_of(["run", RUN_VERSION, cache["rows_key"], initial, template, decisive])
+        key = key_of(["run", RUN_VERSION, cache["rows_key"], initial, template, settled])
         where = (model, cache["dataset"], cache["max_length"], key)
         return target_path(self.config.results, *where), {
             "key": key,

@@ -84,7 +84,8 @@ def training(plan: Plan, path: str) -> Needs:
     settings = run["training"]
     # A small model trains faster on one thread than on several that wait for each other.
     threads, processes = 1 if hidden <= SMALL_HIDDEN else 8, settings["processes_per_node"]
-    in_a_batch = settings["per_device_train_batch_size"] * target["max_length"]
+    rows = settings["per_device_train_batch_size"]
+    in_a_batch = settings["max_tokens"] or rows * target["max_length"]
     in_a_step = in_a_batch * settings["gradient_accumulation_steps"]
     activations = in_a_batch * 4 * (layers * 32 * hidden + 4 * vocabulary)
     memory = TRAINING_MB + (BYTES_A_PARAMETER * parameters + activations) / MB

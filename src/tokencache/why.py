@@ -11,7 +11,7 @@ from typing import Any
 from tabulate import tabulate
 
 from . import inventory
-from .plan import NOT_IN_RUN_KEY, Plan
+from .plan import Plan, decisive
 
 ROWS = 40  # of a table that a person reads; more and the fresh ones are only counted
 FRESH = "fresh"
@@ -89,7 +89,8 @@ def _run_reason(plan: Plan, path: str, runs_of: Found) -> str:
     planned = plan.runs[path]
     name = plan.results, planned["model"], planned["dataset"]
     older = runs_of(*name, str(planned["max_length"]))
-    changed = [(_run_changes(old, planned), old["path"] in plan.runs) for old in older]
+    packed = plan.caches[planned["cache"]]["packing"] != "none"
+    changed = [(_run_changes(old, planned, packed), old["path"] in plan.runs) for old in older]
     return _said(*min(changed, key=lambda c: len(c[0]))) if changed else "new"
 
 
@@ -109,11 +110,10 @@ def _cache_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return found + _differences(before, after, "")
 
 
-def _run_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def _run_changes(old: dict[str, Any], new: dict[str, Any], packed: bool) -> list[str]:
     before = old["made_of"]
     found = [] if before["cache"] == new["rows_key"] else ["its cache"]
-    decisive = {k: v for k, v in new["training"].items() if k not in NOT_IN_RUN_KEY}
-    found += _differences(before["training"], decisive, "")
+    found += _differences(before["training"], decisive(new["training"], packed), "")
     return found + [name for name in ("weights", "architecture") if before[name] != new[name]]
 
 

@@ -1,0 +1,54 @@
+"""What values of config.yaml may be: how they are read, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _bytes(value: Any) -> Any:
+    """'64 MiB' or '64MB' or a number of bytes as an integer."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?)(i?)B?\s*", value)
+        if match:
+            base = 1024 if match[3] else 1000
+            return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+    return value
+
+
+def _folder(value: Any) -> Any:
+    """A folder's name without `~` and `./`, fit for file patterns."""
+    if isinstance(value, str):
+        if not value or re.search(r"[{}*?\[\]]", value):
+            raise ValueError(f"{value!r} can't be a folder here; give one without {{}}*?[]")
+        value = os.path.normpath(os.path.expanduser(value))
+        if Path(value).exists() and not Path(value).is_dir():
+            raise ValueError(f"{value} is a file, not a folder")
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is no number")
+    return value
+
+
+def _section(value: Any) -> Any:
+    """true as a section of defaults, false as none."""
+    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
+OneOrMore = BeforeValidator(_listed)
+Switch = BeforeValidator(_section)
+Folder = Annotated[str, BeforeValidator(_folder)]
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1024)]
+Names = Annotated[list[str], OneOrMore, Field(min_length=1)]
+Length = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**24)]
