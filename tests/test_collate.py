@@ -34,7 +34,9 @@ def test_a_real_eos_stays_a_target_where_pad_is_eos():
     assert batch["input_ids"].tolist() == [[5, PAD, 6, PAD] + [PAD] * 4, [5] + [PAD] * 7]
     assert batch["labels"].tolist() == [[5, PAD, 6, PAD] + [IGNORED] * 4, [5] + [IGNORED] * 7]
     assert batch["attention_mask"].sum(1).tolist() == [4, 1]
-    assert batch[COUNTS] == {"tokens": 5, "documents": 2}
+    assert batch[COUNTS] == {
+        "tokens": 5, "targets": 3, "documents": 2, "squares": 17, "computed": 16
+    }  # fmt: skip
 
 
 def test_width_is_a_multiple_of_8_within_max_length():
@@ -49,7 +51,9 @@ def test_padding_of_a_packed_row_is_a_document_of_its_own():
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2], [0, 0, 0, 1, 2, 3, 4, 5]]
     assert batch["labels"][0].tolist() == [IGNORED, 6, 7, IGNORED, 9] + [IGNORED] * 3
     assert "attention_mask" not in batch and batch["use_cache"] is False
-    assert batch[COUNTS] == {"tokens": 7, "documents": 4}
+    assert batch[COUNTS] == {
+        "tokens": 7, "targets": 3, "documents": 4, "squares": 9 + 4 + 1 + 1, "computed": 16
+    }  # fmt: skip
     assert batch["input_ids"].dtype == torch.int64
 
 
@@ -57,7 +61,8 @@ def test_padding_of_a_packed_row_is_a_document_of_its_own():
 def test_a_row_that_is_not_there_counts_for_nothing(packed):
     batch = Collator(PAD, 64, packed)([NO_ROW])
     assert batch["labels"].tolist() == [[IGNORED] * 8]
-    assert batch[COUNTS] == {"tokens": 0, "documents": 0}
+    counts = batch[COUNTS]
+    assert counts.pop("computed") == 8 and not any(counts.values())
     assert packed or batch["attention_mask"].sum() == 1
 
 
@@ -66,6 +71,7 @@ def test_rows_without_a_target_are_left_out():
     found = split(dataset(rows))
     assert [r["labels"].tolist() for r in found.rows] == [[1, 2, 3], [IGNORED, 6]]
     assert (found.tokens, found.targets, found.left_out, found.packed) == (5, 3, 4, False)
+    assert found.lengths.tolist() == [3, 2] and found.in_cache([1, 0]) == [4, 0]
 
 
 def test_counts_follow_the_rows_that_were_selected():

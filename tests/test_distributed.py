@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import make_tokenizer
 from safetensors.torch import load_file
-from training import SOURCES, make_cache, make_run, records, trained
+from training import SOURCES, deterministic, make_cache, make_run, records, trained
 from workflow import TINY, Workflow, kill, rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,6 +67,10 @@ def assert_nearly_equal(some, other):
         (False, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),
         (True, {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4}),
         (False, {"gradient_checkpointing": True, "max_steps": 3}),
+        # Whole batches of about 64 tokens; an epoch's last step may have one for one rank alone.
+        (False, {"max_tokens": 64, "gradient_accumulation_steps": 2}),
+        (True, {"max_tokens": 64, "gradient_accumulation_steps": 4, "dataloader_num_workers": 1}),
+        (False, {"per_device_train_batch_size": 8, "group_by_length": True}),
     ],
 )
 def test_two_processes_are_as_good_as_one(packed, settings, tokenizer, tmp_path):
@@ -76,6 +80,22 @@ def test_two_processes_are_as_good_as_one(packed, settings, tokenizer, tmp_path)
     log = log_of(start(run, tmp_path / "two", 2))
     assert "2 processes on 1 node" in log and log.count("documents are kept apart") == packed
     assert_nearly_equal(tmp_path / "two" / "out", alone)
+
+
+def test_two_processes_that_are_killed_go_on_to_the_same_bytes(tokenizer, tmp_path):
+    cache = make_cache(tmp_path / "cache", rows=90)
+    run = make_run(cache, tokenizer, None, {"attention_dropout": 0.1}, num_train_epochs=12,
+                   max_tokens=64, gradient_accumulation_steps=2, save_steps=7)  # fmt: skip
+    log_of(start(run, tmp_path / "undisturbed", 2))
+    process = start(run, tmp_path / "killed", 2)
+    only(tmp_path / "killed", ".out.checkpoints/checkpoint-*")
+    for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+        child.kill()
+    process.communicate()
+    assert not (tmp_path / "killed" / "out").exists()
+    assert "goes on from the checkpoint at step" in log_of(start(run, tmp_path / "killed", 2))
+    outs = [deterministic(tmp_path / name / "out") for name in ("undisturbed", "killed")]
+    assert outs[0] == outs[1]
 
 
 def test_a_second_copy_waits_with_all_its_processes(tokenizer, tmp_path):

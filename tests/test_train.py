@@ -66,7 +66,8 @@ def test_results(first):
     assert facts["first_loss"] == training[0]["loss"]
     assert facts["validation_loss"] == validation[-1]["validation_loss"]
     assert facts["made_of"]["cache"] == run["rows_key"] and facts["steps"] == 24
-    assert (out / "loss.svg").read_text().startswith("<?xml")
+    for plot in ("loss.svg", "throughput.svg"):
+        assert (out / plot).read_text().startswith("<?xml")
     assert not (out.parent / ".out.checkpoints").exists()
 
 
@@ -263,6 +264,53 @@ def test_resumed_anywhere(first, tmp_path, monkeypatch, step):
     assert steps == sorted(set(steps), key=lambda s: (s[0], not s[1]))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_tokens": 64, "gradient_accumulation_steps": 2},
+        {"max_tokens": 64, "dataloader_num_workers": 2},
+        {"group_by_length": True},
+    ],
+)
+def test_resumed_with_batches_by_tokens_or_length(
+    settings, packed, tokenizer, tmp_path, monkeypatch
+):
+    cache = make_cache(tmp_path / "cache", packed=packed, rows=90)
+    architecture = {"attention_dropout": 0.1}
+    run = make_run(cache, tokenizer, None, architecture, num_train_epochs=3, **settings)
+    undisturbed = trained(run, tmp_path / "undisturbed")
+    about = json.loads((undisturbed / "run.json").read_text())
+    assert about["seen"]["tokens"] == 3 * sum(map(len, documents(90, 1)))
+    in_epoch = about["steps"] // 3
+    # In the middle of the second epoch, and at its end.
+    for step in (in_epoch + in_epoch // 2, 2 * in_epoch):
+        every = run | {"training": run["training"] | {"save_steps": step}}
+        with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+            stop_at(patch, step)
+            trained(every, tmp_path / str(step))
+        out = trained(every, tmp_path / str(step))
+        assert json.loads((out / "timing.json").read_text())["resumed_from_step"] == step
+        weights = "model.safetensors"
+        assert (out / weights).read_bytes() == (undisturbed / weights).read_bytes()
+
+
+def test_workers_change_nothing_and_a_budget_keeps_the_loss(cache, tokenizer, tmp_path):
+    def result(name, **settings):
+        run = make_run(cache, tokenizer, None, {"attention_dropout": 0.1}, max_steps=5, **settings)
+        return deterministic(trained(run, tmp_path / name))[1]["model.safetensors"]
+
+    assert result("one") == result("other", dataloader_num_workers=2)
+    # All rows in one batch: then neither their order nor their padding matters.
+    losses = []
+    for name, size in {"tokens": {"max_tokens": 4096}, "rows": {"max_tokens": None}}.items():
+        size |= {} if name == "tokens" else {"per_device_train_batch_size": 48}
+        run = make_run(cache, tokenizer, max_steps=4, logging_steps=1)
+        run["training"] |= size
+        losses.append([r["loss"] for r in records(trained(run, tmp_path / name)) if "loss" in r])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_a_damaged_checkpoint_is_not_used(first, tmp_path, monkeypatch):
     run, out = first
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
@@ -306,9 +354,17 @@ def test_the_log_is_plain_lines(cache, tokenizer, tmp_path, capfd):
     trained(make_run(cache, tokenizer, max_steps=4), tmp_path)
     printed, said = capfd.readouterr()
     assert printed == ""
-    for part in ("device ", "float32", "attention sdpa", "threads", "train: 48 rows", "steps 4"):
+    for part in ("device ", " threads, ", "train: 48 rows", "steps 4"):
         assert part in said
-    assert "step 4/4  loss " in said and "{" not in said and "%" not in said
+    for line in (
+        "precision ",
+        "attention sdpa: ",
+        "optimizer adamw_torch_fused: ",
+        "workers 0 (",
+        "batches 4 rows a step, ",
+    ):
+        assert f"\n{line}" in said  # fmt: skip
+    assert "step 4/4  loss " in said and "{" not in said and "%|" not in said
 
 
 def test_fine_tuning_goes_on_from_the_weights(first, cache, tokenizer, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, DatasetDict, Features, List, Value
 from transformers import PreTrainedTokenizerFast
 
-from tokencache import tokenizers, train
+from tokencache import metrics, tokenizers, train
 from tokencache.collate import IGNORED
 from tokencache.config import Training
 from tokencache.errors import UserError
@@ -100,6 +100,8 @@ def make_run(cache, tokenizer, weights=None, architecture=None, **training):
         "logging_steps": 4,
         "warmup_ratio": 0.1,
     }
+    if "max_tokens" in training:
+        del defaults["per_device_train_batch_size"]
     planned = None
     if weights is None:
         architecture = {"model_type": "llama", **TINY, **(architecture or {})}
@@ -140,10 +142,9 @@ def records(out):
 
 def deterministic(out):
     """Everything that must not depend on when and how often the run was started."""
-    without = [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in records(out)]
-    names = [
-        f.name for f in sorted(out.iterdir()) if f.name not in ("metrics.jsonl", "timing.json")
-    ]
+    without = [{k: v for k, v in r.items() if k not in metrics.TIMED} for r in records(out)]
+    timed = ("metrics.jsonl", "timing.json", "throughput.svg")
+    names = [f.name for f in sorted(out.iterdir()) if f.name not in timed]
     return without, {n: hashlib.sha256((out / n).read_bytes()).hexdigest() for n in names}
 
 

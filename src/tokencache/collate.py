@@ -14,9 +14,16 @@ from .gather import IGNORED
 from .view import View
 
 MULTIPLE = 8  # widths that are multiples of this are fast on tensor cores
-COUNTS = "counts"  # a batch's key that is for the trainer, not for the model
+# Keys of a batch, and of a row, that are for the trainer, not for the model.
+COUNTS, NUMBERS, NUMBER = "counts", "numbers", "number"
 COLUMNS = ("input_ids", "labels", "position_ids", "seq_lengths")
 NO_ROW = {name: np.zeros(0, np.int64) for name in COLUMNS}
+
+
+def padded_width(longest: int | np.ndarray, max_length: int) -> int | np.ndarray:
+    """The width of a batch by the length of its longest row."""
+    rounded = -(-np.maximum(longest, 1) // MULTIPLE) * MULTIPLE
+    return np.maximum(longest, np.minimum(rounded, max_length))
 
 
 class Collator:
@@ -32,6 +39,10 @@ class Collator:
     without a cache. Their padding is one more document at the end of the row.
 
     NO_ROW stands for a row that is not there: it is all padding, and counts for nothing.
+
+    COUNTS holds what is in a batch: rows' tokens, and of these the targets; documents and
+    the sum of their squared lengths, which attention takes; and the tokens that are
+    computed, padding included. NUMBERS are those of the rows, where these have them.
     """
 
     def __init__(self, pad_id: int, max_length: int, packed: bool) -> None:
@@ -39,22 +50,29 @@ class Collator:
 
     def __call__(self, rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
         lengths = [len(row["input_ids"]) for row in rows]
-        longest = max(1, *lengths)
-        width = max(longest, min(-(-longest // MULTIPLE) * MULTIPLE, self.max_length))
+        width = int(padded_width(max(1, *lengths), self.max_length))
         batch: dict[str, Any] = {
             "input_ids": _padded([row["input_ids"] for row in rows], width, self.pad_id),
             "labels": _padded([row["labels"] for row in rows], width, IGNORED),
         }
-        documents = sum(length > 0 for length in lengths)
+        documents = np.array([length for length in lengths if length])
         if self.packed:
             positions = [_to_width(row["position_ids"], width) for row in rows]
             batch |= {"position_ids": _padded(positions, width, 0), "use_cache": False}
-            documents = sum(len(row["seq_lengths"]) for row in rows)
+            documents = np.concatenate([row["seq_lengths"] for row in rows])
         else:
             # A row that attends to nothing has no softmax.
             inside = np.arange(width) < np.maximum(lengths, 1)[:, None]
             batch["attention_mask"] = torch.from_numpy(inside.astype(np.int64))
-        batch[COUNTS] = {"tokens": sum(lengths), "documents": documents}
+        batch[COUNTS] = {
+            "tokens": sum(lengths),
+            "targets": int((batch["labels"][:, 1:] != IGNORED).sum()),
+            "documents": len(documents),
+            "squares": int((documents.astype(np.int64) ** 2).sum()),
+            "computed": len(rows) * width,
+        }
+        if numbers := [row[NUMBER] for row in rows if NUMBER in row]:
+            batch[NUMBERS] = numbers
         return batch
 
 
@@ -74,18 +92,32 @@ def _to_width(positions: np.ndarray, width: int) -> np.ndarray:
 class Split:
     """The rows of one split that have something to predict, memory-mapped.
 
-    tokens and targets (tokens that are predicted) count those rows; `left_out` is
-    how many others there were.
+    lengths: (rows,) int64 tokens of each. tokens and targets (tokens that are predicted)
+    count those rows. all_rows: with those that have none; kept: their numbers among all
+    of these, or None where they are all of them.
     """
 
     rows: datasets.Dataset | View
     packed: bool
-    tokens: int
+    lengths: np.ndarray
     targets: int
-    left_out: int
+    all_rows: datasets.Dataset | View
+    kept: np.ndarray | None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def left_out(self) -> int:
+        return len(self.all_rows) - len(self.rows)
+
+    def in_cache(self, numbers: list[int]) -> list[int]:
+        """The numbers that rows have in the cache."""
+        return numbers if self.kept is None else self.kept[numbers].tolist()
 
 
 def split(rows: datasets.Dataset | View) -> Split:
@@ -99,13 +131,14 @@ def split(rows: datasets.Dataset | View) -> Split:
     else:
         lengths, targets = _count(rows)
         rows = rows.with_format("numpy")
-    kept = targets > 0
+    kept = None if (targets > 0).all() else np.flatnonzero(targets)
     return Split(
-        rows=rows if kept.all() else rows.select(np.flatnonzero(kept)),
+        rows=rows if kept is None else rows.select(kept),
         packed="position_ids" in rows.column_names,
-        tokens=int(lengths[kept].sum()),
+        lengths=lengths if kept is None else lengths[kept],
         targets=int(targets.sum()),
-        left_out=int((~kept).sum()),
+        all_rows=rows,
+        kept=kept,
     )
 
 

@@ -8,7 +8,6 @@ import shutil
 import time
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,15 @@ import torch
 import transformers
 from transformers import TrainingArguments
 
-from . import __version__, collectives, metrics, models, ranks
+from . import __version__, collectives, hardware, metrics, models, ranks
 from . import checkpoints as saved
+from .batching import Batches, Schedule
 from .collate import Collator, Split, split
 from .errors import UserError
 from .files import published, read_json, write_json
+from .hardware import Hardware
 from .metrics import say
-from .plan import NOT_IN_RUN_KEY
+from .plan import decisive
 from .trainer import CacheTrainer
 from .view import open_cache
 
@@ -59,15 +60,19 @@ def train(run: dict[str, Any], out: Path, checkpoints: Path) -> None:
 
 def _train(run: dict[str, Any], out: Path, checkpoints: Path, turn: saved.Turn) -> None:
     splits = _splits(run)
+    chosen = hardware.choose(run["training"])
     vocab = models.vocabulary(Path(run["tokenizer"]))
-    precision = _precision(run)
     model = models.load(run, vocab)
     use_cache = model.config.use_cache if hasattr(model.config, "use_cache") else None
-    schedule = _schedule(run["training"], len(splits["train"]))
-    arguments = _arguments(run["training"], schedule, precision, checkpoints, len(splits) > 1)
-    collator = Collator(vocab.pad, run["max_length"], splits["train"].packed)
-    trainer = CacheTrainer(run, model, arguments, splits, collator)
-    _say_start(run, trainer, splits, schedule, precision)
+    one = splits["train"]
+    batches = Batches(
+        run["training"], one.lengths, run["max_length"], one.packed, ranks.count(), ranks.rank()
+    )
+    schedule = batches.schedule(run["training"])
+    arguments = _arguments(run, splits, batches, chosen, checkpoints)
+    collator = Collator(vocab.pad, run["max_length"], one.packed)
+    trainer = CacheTrainer(run, model, arguments, splits, collator, batches, chosen.peak)
+    _say_start(run, trainer, schedule, chosen)
     if splits["train"].packed:
         worst = models.check_packing(model, run, collator)
         say(f"packed rows: documents are kept apart (logits differ by {worst:.0e} of their spread)")
@@ -78,7 +83,7 @@ def _train(run: dict[str, Any], out: Path, checkpoints: Path, turn: saved.Turn) 
     if use_cache is not None:
         model.config.use_cache = use_cache  # the trainer turns it off
     with saved.disk_full_said(out), published(out, folder=True) as folder:
-        _write_results(folder, run, trainer, splits, precision)
+        _write_results(folder, run, trainer, chosen)
         turn.check()
     say(f"{out}: done")
 
@@ -112,53 +117,6 @@ def _splits(run: dict[str, Any]) -> dict[str, Split]:
     return found
 
 
-def _precision(run: dict[str, Any]) -> str:
-    wanted, cuda = run["training"]["precision"], torch.cuda.is_available()
-    if wanted == "auto":
-        return "bfloat16" if cuda and torch.cuda.is_bf16_supported() else "float32"
-    if wanted == "float16" and not cuda:
-        raise UserError(
-            "training.precision: float16 needs a GPU, and there is none here; take auto, float32 "
-            "or bfloat16"
-        )
-    if wanted == "bfloat16" and cuda and not torch.cuda.is_bf16_supported():
-        raise UserError("training.precision: this GPU has no bfloat16; take auto or float16")
-    return wanted
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Optimizer steps in an epoch and in all."""
-
-    in_epoch: int
-    total: int
-
-
-def _schedule(training: dict[str, Any], rows: int) -> Schedule:
-    """As transformers.Trainer counts them; an epoch's last step may be a smaller one."""
-    batches = -(-rows // training["per_device_train_batch_size"])
-    in_epoch = -(-batches // training["gradient_accumulation_steps"])
-    if training["max_steps"] > 0:
-        return Schedule(in_epoch, training["max_steps"])
-    return Schedule(in_epoch, math.ceil(training["num_train_epochs"] * in_epoch))
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one rank takes of an optimizer step: so many rows at once, so many times."""
-
-    rows: int
-    times: int
-
-
-def share(training: dict[str, Any], processes: int) -> Share:
-    """Ranks share the rows of a step, so that a step is the same however many they are."""
-    size = training["per_device_train_batch_size"]
-    rows = size * training["gradient_accumulation_steps"] // processes
-    at_once = max(n for n in range(1, size + 1) if rows % n == 0)
-    return Share(at_once, rows // at_once)
-
-
 SAME_NAME = (
     "num_train_epochs", "max_steps", "per_device_eval_batch_size", "learning_rate",
     "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed", "logging_steps", "save_steps",
@@ -166,21 +124,20 @@ SAME_NAME = (
 
 
 def _arguments(
-    training: dict[str, Any], schedule: Schedule, precision: str, folder: Path, validate: bool
+    run: dict[str, Any], splits: dict[str, Split], batches: Batches, chosen: Hardware, folder: Path
 ) -> TrainingArguments:
-    cuda, part = torch.cuda.is_available(), share(training, ranks.count())
+    training, cuda = run["training"], torch.cuda.is_available()
+    schedule, validate = batches.schedule(training), "validation" in splits
     arguments = TrainingArguments(
         output_dir=str(folder),
         **{name: training[name] for name in SAME_NAME},
-        per_device_train_batch_size=part.rows,
-        gradient_accumulation_steps=part.times,
-        data_seed=training["seed"],
+        **chosen.arguments(training["torch_compile"]),
+        per_device_train_batch_size=batches.rows or 1,
+        gradient_accumulation_steps=batches.times,
         # A ratio of 1.0 would be read as one step.
         warmup_steps=math.ceil(training["warmup_ratio"] * schedule.total),
         # Or it asks for a GPU.
-        use_cpu=not cuda and (precision == "bfloat16" or ranks.count() > 1),
-        bf16=precision == "bfloat16",
-        fp16=precision == "float16",
+        use_cpu=not cuda and (chosen.precision == "bfloat16" or ranks.count() > 1),
         activation_checkpointing=training["gradient_checkpointing"],
         # By steps and never by epochs: what happens after an epoch's last checkpoint would
         # be lost to a run that goes on from that checkpoint.
@@ -191,7 +148,6 @@ def _arguments(
         logging_first_step=True,
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
-        dataloader_pin_memory=cuda,
         disable_tqdm=True,
         report_to="none",
         log_level="error",
@@ -203,26 +159,24 @@ def _arguments(
 
 
 def _say_start(
-    run: dict[str, Any],
-    trainer: CacheTrainer,
-    splits: dict[str, Split],
-    schedule: Schedule,
-    precision: str,
+    run: dict[str, Any], trainer: CacheTrainer, schedule: Schedule, chosen: Hardware
 ) -> None:
-    model, device = trainer.model, trainer.args.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    model, splits = trainer.model, trainer.splits
     say(f"train {run['model']} on {run['dataset']}, max_length {run['max_length']}")
     say(
-        f"device {name}, {precision}, attention {model.config._attn_implementation}, "
-        f"{torch.get_num_threads()} threads, {model.num_parameters():,} parameters"
+        f"device {chosen.device}, {torch.get_num_threads()} threads, "
+        f"{model.num_parameters():,} parameters"
     )
+    lines = chosen.lines | {
+        "attention": hardware.attention(model.config._attn_implementation),
+        "batches": trainer.batches.about(run["training"]),
+    }
+    for name in ("precision", "attention", "optimizer", "workers", "batches"):
+        say(f"{name} {lines[name]}")
     if ranks.count() > 1:
-        at_once = trainer.args.per_device_train_batch_size
-        rows = at_once * trainer.args.gradient_accumulation_steps
         machines = ranks.count() // ranks.local()[1]
         on = f"{machines} nodes" if machines > 1 else "1 node"
-        say(f"{ranks.count()} processes on {on}: of a step's {rows * ranks.count():,} rows each "
-            f"takes {rows:,}, {at_once:,} at once")  # fmt: skip
+        say(f"{ranks.count()} processes on {on}: {trainer.batches.shared()}")
     for split_name, part in splits.items():
         kind = "packed rows" if part.packed else "rows"
         without = f"; {part.left_out:,} more without a target" if part.left_out else ""
@@ -237,13 +191,9 @@ NOT_THE_TOKENIZER = {"facts.json", "tokencache.json"}
 
 
 def _write_results(
-    folder: Path,
-    run: dict[str, Any],
-    trainer: CacheTrainer,
-    splits: dict[str, Split],
-    precision: str,
+    folder: Path, run: dict[str, Any], trainer: CacheTrainer, chosen: Hardware
 ) -> None:
-    """Weights, tokenizer, metrics.jsonl, loss.svg, run.json and timing.json."""
+    """Weights, tokenizer, metrics.jsonl, plots, run.json and timing.json."""
     records = trainer.state.log_history
     trainer.model.save_pretrained(folder)
     for file in sorted(Path(run["tokenizer"]).iterdir()):
@@ -253,13 +203,19 @@ def _write_results(
         (folder / "chat_template.jinja").write_text(run["chat_template"], encoding="utf-8")
     metrics.write(folder / "metrics.jsonl", records)
     title = f"{run['model']} on {run['dataset']}, max_length {run['max_length']}"
-    metrics.plot(folder / "loss.svg", records, title)
-    write_json(folder / "run.json", _facts(run, trainer, splits, precision))
-    device = trainer.args.device
+    metrics.plot_losses(folder / "loss.svg", records, title)
+    metrics.plot_rates(folder / "throughput.svg", records, title)
+    by_epoch = metrics.epochs(records, trainer.in_epoch)
+    write_json(folder / "run.json", _facts(run, trainer, chosen.precision, by_epoch))
+    meter = trainer.meter
+    seconds = meter.seconds
     timing = {
-        "seconds": round(trainer.seconds, 3),
-        "tokens_per_second": round(trainer.counts["tokens"] / max(trainer.seconds, 1e-9), 1),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "seconds": round(seconds, 3),
+        "seconds_by_epoch": [epoch["seconds"] for epoch in by_epoch],
+        "tokens_per_second": round(meter.counts["tokens"] / max(seconds, 1e-9), 1),
+        "useful_tokens_per_second": round(meter.counts["targets"] / max(seconds, 1e-9), 1),
+        "device": chosen.device,
+        "peak_memory_bytes": hardware.peak_memory(),
         "threads": torch.get_num_threads(),
         "processes": ranks.count(),
         "resumed_from_step": trainer.resumed_from,
@@ -268,10 +224,10 @@ def _write_results(
 
 
 def _facts(
-    run: dict[str, Any], trainer: CacheTrainer, splits: dict[str, Split], precision: str
+    run: dict[str, Any], trainer: CacheTrainer, precision: str, by_epoch: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """run.json: what the run is made of and what came out, and nothing of when or how fast."""
-    records = trainer.state.log_history
+    records, splits = trainer.state.log_history, trainer.splits
     validation = [record for record in records if not metrics.is_training(record)]
     last = [record for record in records if metrics.is_training(record)][-1]
     facts = {name: run[name] for name in ("key", "model", "dataset", "max_length")}
@@ -279,12 +235,13 @@ def _facts(
         "cache": run["rows_key"],
         "weights": run["weights"],
         "architecture": run["architecture"],
-        "training": {k: v for k, v in run["training"].items() if k not in NOT_IN_RUN_KEY},
+        "training": decisive(run["training"], splits["train"].packed),
     }
     facts |= {
         "steps": trainer.state.global_step,
         "epochs": last["epoch"],
-        "seen": trainer.counts,
+        "by_epoch": [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in by_epoch],
+        "seen": trainer.meter.counts,
         "rows": {name: len(part) for name, part in splits.items()},
         "rows_without_targets": {name: part.left_out for name, part in splits.items()},
         "packed": splits["train"].packed,

@@ -2,60 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
-import time
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from datasets import Dataset
+from accelerate.data_loader import prepare_data_loader
 from torch.nn import functional
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from . import checkpoints as saved
 from . import collectives, metrics, ranks
-from .collate import COUNTS, IGNORED, NO_ROW, Collator, Split
+from .batching import Batches, Rows, evaluation_batches
+from .collate import COUNTS, IGNORED, NUMBERS, Collator, Split
 from .errors import UserError
+from .meter import Meter
 from .metrics import say
-
-
-class _Clock:
-    """Seconds of training, with those of validation and checkpoints kept apart."""
-
-    def start(self, tokens: int = 0, step: int = 0) -> None:
-        self._first = self._since = time.monotonic()
-        self._aside = self._aside_since = 0.0
-        self._tokens, self._first_step = tokens, step
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self._aside += time.monotonic() - began
-
-    def elapsed(self) -> float:
-        return time.monotonic() - self._first
-
-    def rate(self, tokens: int) -> float:
-        """Tokens per second since this was last asked."""
-        now = time.monotonic()
-        seconds = now - self._since - (self._aside - self._aside_since)
-        found = (tokens - self._tokens) / max(seconds, 1e-9)
-        self._since, self._aside_since, self._tokens = now, self._aside, tokens
-        return found
-
-    def left(self, step: int, steps: int) -> float | None:
-        """Seconds to the last step, validation included, as they were so far."""
-        done = step - self._first_step
-        return self.elapsed() / done * (steps - step) if done else None
+from .watch import Watch, describe
 
 
 def _token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -72,42 +40,16 @@ def _loss_of_tokens(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any)
     return _token_losses(outputs["logits"], labels).sum() / num_items_in_batch
 
 
-class Rows:
-    """The rows of a data set, and after its end NO_ROW as often as it is asked for."""
-
-    def __init__(self, rows: Dataset) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
-        there = [place for place in places if place < len(self)]
-        return self._rows.__getitems__(there) + [NO_ROW] * (len(places) - len(there))
-
-
-class Filled(Sampler):
-    """The places of another sampler, and some after the end to make up a multiple."""
-
-    def __init__(self, sampler: Sampler, multiple: int) -> None:
-        self._sampler, self._multiple = sampler, multiple
-
-    def __len__(self) -> int:
-        return -(-len(self._sampler) // self._multiple) * self._multiple
-
-    def __iter__(self) -> Iterator[int]:
-        yield from self._sampler
-        yield from range(len(self._sampler), len(self))
-
-    def set_epoch(self, epoch: int) -> None:
-        self._sampler.set_epoch(epoch)
-
-
 class LogWithCheckpoints(TrainerCallback):
-    """Log at each checkpoint and at the end: a resumed run has the same records."""
+    """Log at each checkpoint, at each epoch's end and at the end: a resumed run has the same
+    records."""
+
+    def __init__(self, in_epoch: int) -> None:
+        self._in_epoch = in_epoch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if control.should_save or control.should_evaluate or control.should_training_stop:
+        ends = state.global_step % self._in_epoch == 0 or control.should_training_stop
+        if ends or control.should_save or control.should_evaluate:
             control.should_log = True
 
 
@@ -121,22 +63,23 @@ class CacheTrainer(Trainer):
         arguments: TrainingArguments,
         splits: dict[str, Split],
         collator: Collator,
+        batches: Batches,
+        peak: float | None = None,
     ) -> None:
-        self.planned, self.splits = run, splits
-        self.counts = {"tokens": 0, "documents": 0}  # of all ranks, as of the last record
-        self._own_counts = Counter(self.counts)  # of this one, since then
-        self.seconds_before = 0.0  # trained before this process, up to the checkpoint
+        self.planned, self.splits, self.batches = run, splits, batches
+        self.in_epoch = batches.schedule(run["training"]).in_epoch
+        self.meter = Meter(model, peak)
         self.resumed_from: int | None = None
         self.first: dict[str, Any] | None = None
         self._run_folder: str | None = None
-        self._clock = _Clock()
+        self._watch = Watch()
         super().__init__(
             model,
             arguments,
             data_collator=collator,
-            train_dataset=Rows(splits["train"].rows),
+            train_dataset=Rows(splits["train"]),
             eval_dataset=splits["validation"].rows if "validation" in splits else None,
-            callbacks=[LogWithCheckpoints()],
+            callbacks=[LogWithCheckpoints(self.in_epoch)],
         )
         self.remove_callback(PrinterCallback)
         if not self.model_accepts_loss_kwargs:
@@ -152,13 +95,12 @@ class CacheTrainer(Trainer):
         """Train to the end from a checkpoint, or from the start."""
         self._turn = turn
         if checkpoint is None:
-            self._clock.start()
+            self.meter.start()
             self._write_live([])
             self.train()
             return
         self.resumed_from = checkpoint.step
-        self.counts, self.seconds_before = dict(checkpoint.counts), checkpoint.seconds
-        self._clock.start(self.counts["tokens"], checkpoint.step)
+        self.meter.start(checkpoint.step, checkpoint.counts, checkpoint.seconds)
         self.args.eval_on_start = False
         state = TrainerState.load_from_json(str(checkpoint.folder / "trainer_state.json"))
         self._write_live(state.log_history)
@@ -171,39 +113,51 @@ class CacheTrainer(Trainer):
         else:
             self.train(resume_from_checkpoint=str(checkpoint.folder))
 
-    @property
-    def seconds(self) -> float:
-        return self.seconds_before + self._clock.elapsed()
-
     # Training
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of this rank. A step has the rows that it has on one process.
+        """Batches of this rank: `Batches` alone says which, and the loader shares none out."""
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return prepare_data_loader(
+            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True
+        )
 
-        Left alone, the loader would fill the last step of an epoch up with rows from
-        the epoch's beginning, so that ranks have equally many.
-        """
-        loader = super().get_train_dataloader()
-        if ranks.count() > 1:
-            multiple = self.args.per_device_train_batch_size * ranks.count()
-            loader.set_sampler(Filled(loader.get_sampler(), multiple))
-        return loader
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Any]:
+        with self.meter.waiting():
+            batches = list(itertools.islice(epoch_iterator, num_batches))
+        return batches, self._get_num_items_in_batch(batches, device)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
-        self._own_counts.update(inputs.pop(COUNTS))
-        return super().training_step(model, inputs, *rest, **more)
+        self.meter.add(inputs.pop(COUNTS))
+        rows = inputs.pop(NUMBERS, [])
+        loss = super().training_step(model, inputs, *rest, **more)
+        self._watch.add_batch(rows, loss)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._watch.end_step(self.state.global_step + 1, norm)
+        return norm
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The validation loss, averaged over every target token of the split."""
-        with self._clock.paused():
-            rows, size = self.splits["validation"].rows, self.args.per_device_eval_batch_size
-            total = torch.zeros((), dtype=torch.float64)
+        with self.meter.paused():
+            split, total = self.splits["validation"], torch.zeros((), dtype=torch.float64)
+            batches = evaluation_batches(
+                split, self.planned["training"], self.planned["max_length"]
+            )
             self.model.eval()
             with torch.no_grad():
-                for start in range(ranks.rank() * size, len(rows), ranks.count() * size):
-                    batch = self.data_collator(
-                        rows.__getitems__(list(range(start, min(len(rows), start + size))))
-                    )
+                for numbers in batches[ranks.rank() :: ranks.count()]:
+                    batch = self.data_collator(split.rows.__getitems__(list(numbers)))
                     del batch[COUNTS]
                     batch = self._prepare_inputs(batch)
                     labels = batch.pop("labels")
@@ -211,7 +165,7 @@ class CacheTrainer(Trainer):
                     total += losses.double().sum().cpu()
             self.model.train()
             total = collectives.summed({"loss": total.item()})["loss"]
-        found = total / self.splits["validation"].targets
+        found = total / split.targets
         self.log({"validation_loss": found, "validation_perplexity": metrics.perplexity(found)
                   if math.isfinite(found) else None})  # fmt: skip
         result = {"eval_loss": found}
@@ -233,32 +187,43 @@ class CacheTrainer(Trainer):
             record = place | self._training_record(logs)
         else:
             return  # the summary at the end, which run.json has
+        self._watch.clear()
         self.state.log_history.append(record)
         if ranks.first():
             self._turn.check()
             with open(self._live, "a", encoding="utf-8") as stream:
                 stream.write(metrics.dumps(record))
-        left = self._clock.left(self.state.global_step, self.state.max_steps)
+        left = self.meter.left(self.state.global_step, self.state.max_steps)
         say(metrics.line(record, self.state.max_steps, left))
+        self._say_epoch(record)
         if self.first is None:
             self._set_first([record])
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, record)
 
     def _training_record(self, logs: dict[str, Any]) -> dict[str, Any]:
-        for name, count in collectives.summed(self._own_counts).items():
-            self.counts[name] += int(count)
-            self._own_counts[name] = 0
-        rate = self._clock.rate(self.counts["tokens"])
-        norm = logs["grad_norm"]
+        norm, step = logs["grad_norm"], self.state.global_step
+        so_far = [*self.state.log_history, {"step": step, "loss": logs["loss"]}]
         return {
             "loss": logs["loss"],
+            "average_loss": metrics.average(so_far, step - (step - 1) % self.in_epoch - 1),
             "perplexity": metrics.perplexity(logs["loss"]),
             "learning_rate": logs["learning_rate"],
             # In float16 the loss scaler makes infinite ones, and skips those steps.
             "grad_norm": norm if math.isfinite(norm) else None,
-            "tokens_per_second": round(rate, 1),
-            **self.counts,
+            **self.meter.record(),
         }
+
+    def _say_epoch(self, record: dict[str, Any]) -> None:
+        """At an epoch's end, when its last record is there."""
+        if record["step"] % self.in_epoch or not record["step"]:
+            return
+        if metrics.is_training(record) and self.control.should_evaluate:
+            return
+        number = record["step"] // self.in_epoch
+        summaries = metrics.epochs(self.state.log_history, self.in_epoch)
+        if len(summaries) >= number:
+            total = -(-self.state.max_steps // self.in_epoch)
+            say(metrics.epoch_line(summaries[number - 1], total))
 
     def _check(self, step: int, **values: float) -> None:
         for name, value in values.items():
@@ -267,8 +232,15 @@ class CacheTrainer(Trainer):
                     f"models.{self.planned['model']} on datasets.{self.planned['dataset']}: "
                     f"{name.replace('_', ' ')} is {value} at step {step}, so the training is "
                     "stopped; a lower training.learning_rate, training.warmup_ratio or "
-                    "training.max_grad_norm: 1.0 may help"
+                    f"training.max_grad_norm: 1.0 may help{self._blame()}"
                 )
+
+    def _blame(self) -> str:
+        bad = self._watch.first_bad(norms=not self.args.fp16)
+        if bad is None:
+            return ""
+        rows = describe(self.splits["train"], Path(self.planned["cache"]), bad.rows)
+        return f". The first {bad.what} that is not finite came at step {bad.step}, from {rows}"
 
     def _set_first(self, records: list[dict[str, Any]], quiet: bool = False) -> None:
         losses = [record["loss"] for record in records if metrics.is_training(record)]
@@ -313,8 +285,9 @@ class CacheTrainer(Trainer):
         if not ranks.first():
             self._random_states()
             return
-        with self._clock.paused():
-            about = {"key": self.planned["key"], "counts": self.counts, "seconds": self.seconds}
+        with self.meter.paused():
+            about = {"key": self.planned["key"], "counts": self.meter.counts,
+                     "seconds": self.meter.seconds}  # fmt: skip
             step, turn = self.state.global_step, self._turn
             with saved.saving(self.args.output_dir, step, about, turn) as folder:
                 self._run_folder = str(folder.parent)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +117,23 @@ class View:
             trained = self._gather.trained(found.windows, without_first=True)
             parts.append(found.sums(trained))
         return np.concatenate(parts)
+
+    def places(self, wanted: Sequence[int], source: Callable[[str], str]) -> dict[str, list[int]]:
+        """The documents of some rows: by their source, their numbers in it.
+
+        source: names the one that a token shard was made of, by the shard's path.
+        """
+        segments = self._gather.segments
+        names = [source(segments.path(number)) for number in range(len(segments))]
+        first: dict[str, int] = {}
+        for name, number in zip(names, segments.first, strict=False):
+            first.setdefault(name, int(number))
+        found: dict[str, list[int]] = {}
+        documents = np.unique(self._rows(self._numbers(wanted)).windows.document)
+        for document, segment in zip(documents, segments.of(documents), strict=True):
+            name = names[segment]
+            found.setdefault(name, []).append(int(document) - first[name])
+        return found
 
     def check(self) -> None:
         """Raises UserError where a token shard is missing; reading its rows would, too."""

@@ -1,0 +1,115 @@
+"""What a training run has seen, how long it took, and what follows from both."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from . import collectives, ranks
+
+COUNTED = ("tokens", "targets", "documents")  # since the run's start; the rest since a record
+
+
+def model_flops(model: PreTrainedModel) -> tuple[float, float]:
+    """FLOPs of a training step for each token, and for each pair of tokens in a document.
+
+    6 N and 12 L H Q, as in appendix B of PaLM (Chowdhery et al. 2022, arXiv:2204.02311):
+    N weights that are multiplied with, L layers of H heads of Q dimensions. Each weight
+    takes 2 in the forward pass and 4 in the backward pass, of which 2 are for its own
+    gradient; one that is not trained has none. What is computed twice for activation
+    checkpointing is not counted, nor is padding.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    looked_up = set()
+    if embedding is not None and (head is None or head.weight is not embedding.weight):
+        looked_up = set(map(id, embedding.parameters()))
+    weights = [weight for weight in model.parameters() if id(weight) not in looked_up]
+    of_a_token = sum(w.numel() * (6 if w.requires_grad else 4) for w in weights)
+    config = model.config.get_text_config()
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    wide = heads * (getattr(config, "head_dim", None) or hidden // heads)
+    return of_a_token, 12 * config.num_hidden_layers * wide
+
+
+class Meter:
+    """Counts what this rank sees, and makes of it, for all ranks, what a record says.
+
+    counts: tokens (without padding), targets and documents of all ranks, as of the last
+    record. before: seconds trained before this process, up to the checkpoint that it goes
+    on from. peak: FLOPs per second that a rank's device can do, or None.
+    """
+
+    def __init__(self, model: PreTrainedModel, peak: float | None) -> None:
+        self.counts = dict.fromkeys(COUNTED, 0)
+        self.before = 0.0
+        self._peak = peak
+        self._flops = None if peak is None else model_flops(model)
+        self._own: Counter[str] = Counter()
+
+    def start(self, step: int = 0, counts: dict[str, int] | None = None, before: float = 0) -> None:
+        self.counts |= counts or {}
+        self.before, self._first_step = before, step
+        self._began = self._since = time.monotonic()
+        self._aside = self._aside_since = self._waited = 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens in here, such as validation, is no part of the rates."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._aside += time.monotonic() - began
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Batches are fetched in here."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waited += time.monotonic() - began
+
+    def add(self, counts: dict[str, int]) -> None:
+        self._own.update(counts)
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self._began
+
+    def record(self) -> dict[str, Any]:
+        """The counts, and the rates and shares since the last record. Every rank calls this."""
+        now = time.monotonic()
+        seconds = max(now - self._since - (self._aside - self._aside_since), 1e-9)
+        amounts = {"waited": self._waited} | self._own
+        found = collectives.summed(amounts)
+        for name in COUNTED:
+            self.counts[name] += int(found[name])
+        self._own.clear()
+        self._since, self._aside_since, self._waited = now, self._aside, 0.0
+        return {
+            "useful_share": round(found["targets"] / found["computed"], 6),
+            **self.counts,
+            "tokens_per_second": round(found["tokens"] / seconds, 1),
+            "useful_tokens_per_second": round(found["targets"] / seconds, 1),
+            "data_wait_share": round(found["waited"] / seconds / ranks.count(), 4),
+            "mfu": self._utilization(found, seconds),
+            "seconds": round(self.seconds, 3),
+        }
+
+    def _utilization(self, found: dict[str, float], seconds: float) -> float | None:
+        if self._peak is None:
+            return None
+        of_a_token, of_a_pair = self._flops
+        done = of_a_token * found["tokens"] + of_a_pair * found["squares"]
+        return round(done / seconds / (self._peak * ranks.count()), 4)
+
+    def left(self, step: int, steps: int) -> float | None:
+        """Seconds to the last step, validation included, as they were so far."""
+        done = step - self._first_step
+        return (time.monotonic() - self._began) / done * (steps - step) if done else None
