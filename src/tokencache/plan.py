@@ -81,6 +81,11 @@ def checkpoints_path(run: str) -> Path:
     return Path(run).parent / f".{Path(run).name}.checkpoints"
 
 
+def records_path(run: str | Path) -> Path:
+    """Where MLflow keeps the records of all runs in a results folder."""
+    return Path(run).parents[2] / "mlflow.db"
+
+
 def files_of(shards: Iterable[dict[str, Any]]) -> list[str]:
     """The files (or folders of fetched data sets) that source shards lie in."""
     return list(dict.fromkeys(shard.get("fetched") or shard["path"] for shard in shards))

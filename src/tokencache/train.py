@@ -7,7 +7,8 @@ import os
 import shutil
 import time
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from .errors import UserError
 from .files import published, read_json, write_json
 from .hardware import Hardware
 from .metrics import say
-from .plan import decisive
+from .plan import decisive, records_path
+from .tracking import Tracking
 from .trainer import CacheTrainer
 from .view import open_cache
 
@@ -77,7 +79,8 @@ def _train(run: dict[str, Any], out: Path, checkpoints: Path, turn: saved.Turn) 
         worst = models.check_packing(model, run, collator)
         say(f"packed rows: documents are kept apart (logits differ by {worst:.0e} of their spread)")
     newest = saved.newest(checkpoints, run["key"]) if ranks.first() else None
-    trainer.run_from(collectives.from_first(newest), turn)
+    with _tracked(run, out, trainer):
+        trainer.run_from(collectives.from_first(newest), turn)
     if not ranks.first():
         return
     if use_cache is not None:
@@ -86,6 +89,25 @@ def _train(run: dict[str, Any], out: Path, checkpoints: Path, turn: saved.Turn) 
         _write_results(folder, run, trainer, chosen)
         turn.check()
     say(f"{out}: done")
+
+
+@contextmanager
+def _tracked(run: dict[str, Any], out: Path, trainer: CacheTrainer) -> Iterator[None]:
+    """In here MLflow gets the run's records, if config.yaml says so."""
+    settings = run["training"]["mlflow"]
+    if settings is None or not ranks.first():
+        yield
+        return
+    about = {name: run[name] for name in ("model", "dataset", "max_length", "cache")}
+    about |= decisive(run["training"], trainer.splits["train"].packed)
+    tracking = Tracking(settings, run, records_path(out), about)
+    trainer.add_callback(tracking)
+    try:
+        yield
+    except BaseException:
+        tracking.end("FAILED")
+        raise
+    tracking.end("FINISHED")
 
 
 def _quiet() -> None:

@@ -1,0 +1,94 @@
+"""The records of a run in MLflow, and what is said where that is not to be had."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+from training import SOURCES, make_run, records, refused
+
+from tokencache.files import write_json
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PACKAGES = ("mlflow-skinny", "sqlalchemy", "alembic")
+
+
+@pytest.fixture(scope="module")
+def mlflow(tmp_path_factory):
+    """A folder with MLflow, which the locked environment does not hold."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", folder, *PACKAGES]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"pip can't install MLflow here: {done.stderr[-300:]}")
+    return folder
+
+
+TRAIN = """
+import json, sys
+from pathlib import Path
+from tokencache import checkpoints, train
+run, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+if sys.argv[3] == "stop":
+    rotate = checkpoints.rotate
+    def rotate_and_stop(folder, limit):
+        rotate(folder, limit)
+        raise InterruptedError
+    checkpoints.rotate = rotate_and_stop
+train.train(run, out, out.with_name("checkpoints"))
+"""
+
+READ = """
+import json, sys
+from mlflow import MlflowClient
+client = MlflowClient(tracking_uri=sys.argv[1])
+[experiment] = [e for e in client.search_experiments() if e.name == sys.argv[2]]
+[run] = client.search_runs([experiment.experiment_id])
+history = client.get_metric_history(run.info.run_id, "loss")
+print(json.dumps([run.info.run_name, run.info.status, run.data.params,
+                  [[m.step, m.value] for m in history]]))
+"""
+
+
+def python(script, *words, beside):
+    # After the locked packages, which the training needs as they are.
+    script = f"import sys; sys.path.append({str(beside)!r})\n{script}"
+    environment = os.environ | {"PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", script, *map(str, words)], env=environment,
+                          capture_output=True, text=True)  # fmt: skip
+
+
+def test_a_run_that_was_stopped_is_one_run_of_the_same_records(cache, tokenizer, mlflow, tmp_path):
+    run = make_run(cache, tokenizer, mlflow={"experiment": "tried"}, max_steps=12, save_steps=5)
+    write_json(tmp_path / "run.json", run)
+    out = tmp_path / "results" / "small" / "texts" / "32-aaa"
+    words = (tmp_path / "run.json", out)
+    assert "InterruptedError" in python(TRAIN, *words, "stop", beside=mlflow).stderr
+    done = python(TRAIN, *words, "go", beside=mlflow)
+    assert done.returncode == 0 and f"experiment tried, run {run['key']}" in done.stderr
+    database = f"sqlite:///{tmp_path / 'results' / 'mlflow.db'}"
+    found = python(READ, database, "tried", beside=mlflow)
+    name, status, params, losses = json.loads(found.stdout)
+    assert (name, status, params["learning_rate"]) == (run["key"], "FINISHED", "0.01")
+    told = [[r["step"], r["loss"]] for r in records(out) if "loss" in r]
+    assert [list(pair) for pair in dict.fromkeys(map(tuple, losses))] == told
+
+
+def test_a_database_that_can_t_be_used_is_said(cache, tokenizer, mlflow, tmp_path):
+    (tmp_path / "text").write_text("no database " * 999)
+    uri = f"sqlite:///{tmp_path}/text"
+    run = make_run(cache, tokenizer, mlflow={"tracking_uri": uri}, max_steps=1)
+    write_json(tmp_path / "run.json", run)
+    script = f"from tokencache import tracking\ntracking.ATTEMPTS = 1\n{TRAIN}"
+    done = python(script, tmp_path / "run.json", tmp_path / "out", "go", beside=mlflow)
+    assert f"training.mlflow: {uri} can't be used (" in done.stderr
+
+
+@pytest.mark.skipif(find_spec("mlflow") is not None, reason="MLflow is installed here")
+def test_without_mlflow_it_is_said_what_to_install(cache, tokenizer, tmp_path):
+    message = refused(make_run(cache, tokenizer, mlflow=True), tmp_path)
+    assert "training.mlflow: MLflow is not installed here" in message
+    assert "pip install mlflow-skinny" in message
