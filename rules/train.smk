@@ -3,7 +3,15 @@ rule train:
     input:
         run_inputs,
     output:
-        update(directory(f"{plan.results}/{{run}}")),
+        # The plots of each run, in `snakemake --report`.
+        update(
+            report(
+                directory(f"{plan.results}/{{run}}"),
+                patterns=["{plot}.svg"],
+                category="Runs",
+                labels={"run": "{run}", "plot": "{plot}"},
+            )
+        ),
     log:
         "logs/train/{run}.log",
     benchmark:

@@ -74,11 +74,16 @@ def choose(training: dict[str, Any]) -> Hardware:
     return Hardware(name, precision, tf32, workers, peak(name) if cuda else None, lines)
 
 
-def attention(implementation: str) -> str:
-    """How attention is computed, in the words of transformers."""
+def attention(implementation: str, training: dict[str, Any]) -> str:
+    """How attention, in the words of transformers, and the layers around it are computed."""
+    said = "this architecture has no other"
     if implementation == "sdpa":
-        return "sdpa: PyTorch's own kernels, on CPU and GPU"
-    return f"{implementation}: this architecture has no other"
+        said = "PyTorch's own kernels, on CPU and GPU"
+    if training["torch_compile"]:
+        said += "; the model is compiled, as training.torch_compile says"
+    if training["gradient_checkpointing"]:
+        said += "; activations are computed twice, as training.gradient_checkpointing says"
+    return f"{implementation}: {said}"
 
 
 def peak_memory() -> int:

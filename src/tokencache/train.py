@@ -190,7 +190,7 @@ def _say_start(
         f"{model.num_parameters():,} parameters"
     )
     lines = chosen.lines | {
-        "attention": hardware.attention(model.config._attn_implementation),
+        "attention": hardware.attention(model.config._attn_implementation, run["training"]),
         "batches": trainer.batches.about(run["training"]),
     }
     for name in ("precision", "attention", "optimizer", "workers", "batches"):
