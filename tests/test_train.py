@@ -341,6 +341,23 @@ def test_accumulated_batches_weigh_tokens(own_loss, cache, tokenizer, tmp_path, 
     assert losses[2] == pytest.approx(losses[0], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"per_device_train_batch_size": 48},
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 48},
+        {"max_tokens": 64, "gradient_accumulation_steps": 48},
+        {"max_tokens": 64, "gradient_accumulation_steps": 48, "group_by_length": False},
+    ],
+)
+def test_a_step_s_loss_is_the_mean_over_all_targets(size, cache, tokenizer, tmp_path):
+    """The real ends of text among them, though the tokenizer pads with the same token."""
+    run = make_run(cache, tokenizer, max_steps=1, **size)
+    model = models.load(run, models.vocabulary(tokenizer))
+    [loss] = [r["loss"] for r in records(trained(run, tmp_path)) if "loss" in r]
+    assert loss == pytest.approx(loss_alone(model, documents(48, 1)), rel=1e-5)
+
+
 def test_no_validation_split(tokenizer, tmp_path, capsys):
     cache = make_cache(tmp_path / "cache", validation=0)
     out = trained(make_run(cache, tokenizer, max_steps=2), tmp_path)

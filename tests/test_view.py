@@ -79,8 +79,10 @@ def test_rows_are_those_of_the_dataset(tmp_path, overflow, packing, masked, ids)
         assert isinstance(rows[name], datasets.Dataset) and isinstance(views[name], View)
         assert_same(rows[name], views[name])
         ours, theirs = collate.split(views[name]), collate.split(rows[name])
+        told = collate.split(rows[name], as_dataset["splits"][name])
         for fact in ("packed", "tokens", "targets", "left_out"):
-            assert getattr(ours, fact) == getattr(theirs, fact)
+            assert getattr(ours, fact) == getattr(theirs, fact) == getattr(told, fact)
+        assert ours.lengths.tolist() == theirs.lengths.tolist() == told.lengths.tolist()
         assert_same(theirs.rows, ours.rows)
         assert_same(theirs.rows.select([5, 1, 1]), ours.rows.select([5, 1, 1]))
 

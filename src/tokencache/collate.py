@@ -120,14 +120,20 @@ class Split:
         return numbers if self.kept is None else self.kept[numbers].tolist()
 
 
-def split(rows: datasets.Dataset | View) -> Split:
+def split(rows: datasets.Dataset | View, made: dict[str, Any] | None = None) -> Split:
     """Leave out rows without a target: a step of only such rows would divide by zero.
 
-    Raises UserError where a token shard of a view is missing.
+    made: what cache.json says of the split; where that is that all tokens are trained on,
+    no token is looked at. Raises UserError where a token shard of a view is missing.
     """
     if isinstance(rows, View):
         rows.check()
         lengths, targets = rows.lengths(), rows.targets()
+    elif made and _all_trained(rows, made):
+        lengths = _lengths(rows, "labels")
+        first = _lengths(rows, "seq_lengths") if "seq_lengths" in rows.column_names else 1
+        targets = np.maximum(lengths - first, 0)
+        rows = rows.with_format("numpy")
     else:
         lengths, targets = _count(rows)
         rows = rows.with_format("numpy")
@@ -140,6 +146,20 @@ def split(rows: datasets.Dataset | View) -> Split:
         all_rows=rows,
         kept=kept,
     )
+
+
+def _all_trained(rows: datasets.Dataset, made: dict[str, Any]) -> bool:
+    """But for the first token of each packed document."""
+    first = made["windows"] if "seq_lengths" in rows.column_names else 0
+    return len(rows) == made["rows"] and made["tokens_trained"] == made["tokens"] - first
+
+
+def _lengths(rows: datasets.Dataset, column: str) -> np.ndarray:
+    """(rows,) int64 of a list column, for which its offsets alone are read."""
+    found = [np.zeros(0, np.int64)]
+    for table in rows.select_columns([column]).with_format("arrow").iter(2**20):
+        found += [chunk.value_lengths().to_numpy() for chunk in table.column(column).chunks]
+    return np.concatenate(found).astype(np.int64)
 
 
 def _count(rows: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -123,13 +123,18 @@ def _quiet() -> None:
 def _splits(run: dict[str, Any]) -> dict[str, Split]:
     folder = Path(run["cache"])
     cache = open_cache(folder)
-    key = read_json(folder / "cache.json").get("key")
+    about = read_json(folder / "cache.json")
+    key = about.get("key")
     if key != run["cache_key"]:
         raise UserError(
             f"{folder}: this is the cache {key}, but the plan is for {run['cache_key']}; "
             "run snakemake again, which makes a new plan"
         )
-    found = {name: split(cache[name]) for name in ("train", "validation") if name in cache}
+    found = {
+        name: split(cache[name], about["splits"][name])
+        for name in ("train", "validation")
+        if name in cache
+    }
     if not len(found["train"]):
         raise UserError(f"{folder}: no row of train has a token to predict; look at loss: and "
                         "document: of the data set")  # fmt: skip
