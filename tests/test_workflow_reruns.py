@@ -98,7 +98,10 @@ def test_keys_in_another_order_rerun_nothing(workflow):
 
 
 def test_settings_of_speed_and_software_deployment_rerun_nothing(workflow):
-    training = workflow.config["training"] | {"logging_steps": 1, "save_steps": 7}
+    training = workflow.config["training"] | {
+        "logging_steps": 1, "save_steps": 7, "dataloader_num_workers": 1, "torch_compile": True,
+        "mlflow": {"experiment": "x"}, "group_by_length": False,
+    }  # fmt: skip
     changed(workflow, training=training)
     assert workflow.jobs() == {}
     assert workflow.jobs("--software-deployment-method", "conda") == {}

@@ -151,6 +151,13 @@ def test_cache_json_holds_provenance_and_checksums(done):
         assert there == {*about["files"], "cache.json", ".snakemake_timestamp"}
 
 
+def test_the_report_has_the_plots_of_every_run(workflow):
+    said = workflow.run("--report", "report.html")
+    runs = len(list(workflow.folder.glob("results/*/*/*/run.json")))
+    assert runs == said.count("Adding loss.svg") == said.count("Adding throughput.svg") > 0
+    assert (workflow.folder / "report.html").stat().st_size > 100_000
+
+
 def test_a_run_is_a_model_that_transformers_opens(done):
     (run,) = done.folder.glob("results/trained/qa/*")
     model = transformers.AutoModelForCausalLM.from_pretrained(str(run))
