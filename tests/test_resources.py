@@ -20,7 +20,8 @@ def plan(sizes, compression=None, **run):
     shards = {f"s{n}": {"bytes": b, "compression": compression} for n, b in enumerate(sizes)}
     tokens = {f"t{n}": {"shard": f"s{n}"} for n in range(len(sizes))}
     training = Training(**run.pop("training", {})).model_dump()
-    made = {"cache": "cache", "tokenizer": "tokenizer", "weights": None, "architecture": TINY}
+    made = {"cache": "cache", "tokenizer": "tokenizer", "weights": None, "lora": None,
+            "architecture": TINY}  # fmt: skip
     return Plan({
         "id": "1",
         "config": {"cache": "cache", "results": "results", "shard_size": 64 * MIB},

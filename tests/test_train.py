@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psutil
 import pytest
@@ -28,6 +27,7 @@ from training import (
     records,
     refused,
     save,
+    stop_at,
     trained,
 )
 from transformers import (
@@ -231,18 +231,6 @@ def test_checkpoints_that_others_remove_at_the_same_time(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(saved.rotate, [tmp_path] * 4, [1] * 4))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-299"]
-
-
-def stop_at(monkeypatch, step):
-    """Make a run fail after the checkpoint of this step."""
-    rotate = saved.rotate
-
-    def rotate_and_stop(folder, limit):
-        rotate(folder, limit)
-        if Path(folder, f"checkpoint-{step}").exists():
-            raise InterruptedError
-
-    monkeypatch.setattr(saved, "rotate", rotate_and_stop)
 
 
 @pytest.mark.parametrize("step", [10, 12, 24])

@@ -324,7 +324,7 @@ def test_a_model_of_a_hub(tmp_path, monkeypatch):
         file.symlink_to(blobs / file.name)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    models = {"one": {"weights": f"somebody/small@{commit}"}}
+    models = {"one": {"weights": f"somebody/small@{commit}", "lora": {"r": 2}}}
     config = {"models": models, "max_length": [32], "training": {"max_steps": 2}}
     config["datasets"] = {"qa": {"files": "data", "document": {"text": "{prompt} {completion}"}}}
     workflow = Workflow.new(tmp_path / "w", config, {"data/a.jsonl": rows(30)})
@@ -341,3 +341,6 @@ def test_a_model_of_a_hub(tmp_path, monkeypatch):
     assert workflow.jobs() == {}
     (about,) = workflow.folder.glob("results/one/qa/32-*/run.json")
     assert json.loads(about.read_text())["made_of"]["weights"]["hub"] == "somebody/small"
+    adapter = json.loads(about.with_name("adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == "somebody/small"
+    assert adapter["revision"] == commit

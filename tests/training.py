@@ -10,9 +10,10 @@ import torch
 from datasets import Dataset, DatasetDict, Features, List, Value
 from transformers import PreTrainedTokenizerFast
 
+from tokencache import checkpoints as saved
 from tokencache import metrics, tokenizers, train
 from tokencache.collate import IGNORED
-from tokencache.config import Training
+from tokencache.config import Lora, Training
 from tokencache.errors import UserError
 from tokencache.files import hash_file
 from tokencache.fingerprint import identity
@@ -93,7 +94,7 @@ def save(made, folder):
     return folder
 
 
-def make_run(cache, tokenizer, weights=None, architecture=None, **training):
+def make_run(cache, tokenizer, weights=None, architecture=None, lora=None, **training):
     defaults = {
         "per_device_train_batch_size": 4,
         "learning_rate": 1e-2,
@@ -123,6 +124,7 @@ def make_run(cache, tokenizer, weights=None, architecture=None, **training):
         "weights": weights,
         "weights_folder": weights and weights["path"],
         "weights_identity": planned,
+        "lora": None if lora is None else Lora(**lora).model_dump(),
         "architecture": architecture,
         "trust_remote_code": False,
         "training": Training(**(defaults | training)).model_dump(),
@@ -155,6 +157,18 @@ def refused(run, folder):
     assert not (folder / "out").exists()
     assert not list(folder.glob(".out.*.tmp"))
     return str(caught.value)
+
+
+def stop_at(monkeypatch, step):
+    """Make a run fail after the checkpoint of this step."""
+    rotate = saved.rotate
+
+    def rotate_and_stop(folder, limit):
+        rotate(folder, limit)
+        if Path(folder, f"checkpoint-{step}").exists():
+            raise InterruptedError
+
+    monkeypatch.setattr(saved, "rotate", rotate_and_stop)
 
 
 def loss_alone(model, found):

@@ -175,9 +175,26 @@ class Training(Section):
         return self
 
 
+class Lora(Section):
+    """An adapter that is trained in the place of the weights.
+
+    Names and meanings are those of peft.LoraConfig, but for `merge`: whether the result is
+    the weights with the adapter merged into them.
+    """
+
+    r: int = Field(16, ge=1)
+    lora_alpha: int = Field(32, ge=1)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: Names = ["all-linear"]
+    modules_to_save: Annotated[list[str], OneOrMore] = []
+    use_rslora: bool = False
+    merge: bool = False
+
+
 class Model(Section):
     tokenizer: str | None = None
     weights: str | None = None
+    lora: Lora | None = None
     architecture: dict[str, Any] | None = None
     chat_template: str | None = None
     trust_remote_code: bool = False
@@ -191,6 +208,11 @@ class Model(Section):
             )
         if self.weights is not None and self.architecture is not None:
             raise ValueError("give weights (to fine-tune) or architecture (from scratch), not both")
+        if self.lora is not None and self.weights is None:
+            raise ValueError(
+                "lora adapts given weights; give weights, or leave lora out to train all of an "
+                "architecture"
+            )
         if self.architecture is not None and "model_type" not in self.architecture:
             raise ValueError("architecture needs model_type, for example llama")
         return self

@@ -97,7 +97,7 @@ def _from_scratch(run: dict[str, Any], vocab: Vocabulary) -> PreTrainedModel:
             )
         )
     except LOAD_ERRORS as error:
-        raise UserError(f"{where}: no model can be made of this: {_short(error)}") from None
+        raise UserError(f"{where}: no model can be made of this: {short(error)}") from None
 
 
 def _config(where: str, given: dict[str, Any]) -> Any:
@@ -113,7 +113,7 @@ def _config(where: str, given: dict[str, Any]) -> Any:
     try:
         return type(known)(**rest)
     except Exception as error:  # transformers checks values with exceptions of many kinds
-        raise UserError(f"{where}: {_short(error)}") from None
+        raise UserError(f"{where}: {short(error)}") from None
 
 
 def _check_keys(where: str, config: Any, given: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ def _from_weights(run: dict[str, Any], vocab: Vocabulary) -> PreTrainedModel:
         hint = ""
         if "safetensors" in str(error):
             hint = "; only safetensors are loaded, because pickle files can run any code"
-        raise UserError(f"{where}: {name} can't be loaded: {_short(error)}{hint}") from None
+        raise UserError(f"{where}: {name} can't be loaded: {short(error)}{hint}") from None
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise UserError(
@@ -251,7 +251,7 @@ def check_packing(model: PreTrainedModel, run: dict[str, Any], collate: Collator
                     start += length
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise UserError(
-            f"{where}: this model can't be used with packed rows ({_short(error)}); {advice}"
+            f"{where}: this model can't be used with packed rows ({short(error)}); {advice}"
         ) from None
     finally:
         model.train()
@@ -281,6 +281,7 @@ def _on(model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Any]:
     return {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in batch.items()}
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
+    """What an error says, in one line that is not too long."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "…"

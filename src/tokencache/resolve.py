@@ -334,6 +334,9 @@ class _Resolver:
             initial = ["weights", identity := self._identity(weights)]
         else:
             initial = ["architecture", settings.architecture]
+        lora = settings.lora and settings.lora.model_dump()
+        if lora:
+            initial = [*initial, "lora", lora]
         template = self._chat_template(model, self.config.datasets[cache["dataset"]])
         settled = decisive(training, cache["packing"] != "none")
         # Both formats of a cache give the same batches, and so the same weights.
@@ -352,6 +355,7 @@ class _Resolver:
             "weights": weights.model_dump() if weights else None,
             "weights_identity": identity,
             "weights_folder": self._weights_folder(model, weights, identity),
+            "lora": lora,
             "architecture": settings.architecture,
             "trust_remote_code": settings.trust_remote_code,
             "training": training,

@@ -35,6 +35,7 @@ SMALL_HIDDEN = 256
 FLOPS_A_THREAD = 2e9  # of a CPU, and less than it can
 TRAINING_MB = 2000  # torch and what it keeps in hand
 BYTES_A_PARAMETER = 24  # float32: weights, gradients, two moments; another two while loading
+FROZEN_BYTES_A_PARAMETER = 12  # float32 weights that an adapter is trained on, and loading them
 UNKNOWN_PARAMETERS = 1_000_000_000  # of weights on a hub, which the plan does not open
 
 
@@ -88,7 +89,8 @@ def training(plan: Plan, path: str) -> Needs:
     in_a_batch = settings["max_tokens"] or rows * target["max_length"]
     in_a_step = in_a_batch * settings["gradient_accumulation_steps"]
     activations = in_a_batch * 4 * (layers * 32 * hidden + 4 * vocabulary)
-    memory = TRAINING_MB + (BYTES_A_PARAMETER * parameters + activations) / MB
+    a_parameter = FROZEN_BYTES_A_PARAMETER if run["lora"] else BYTES_A_PARAMETER
+    memory = TRAINING_MB + (a_parameter * parameters + activations) / MB
     if settings["max_steps"] > 0:
         tokens = settings["max_steps"] * in_a_step
     else:

@@ -18,7 +18,7 @@ import torch
 import transformers
 from transformers import TrainingArguments
 
-from . import __version__, collectives, hardware, metrics, models, ranks
+from . import __version__, adapters, collectives, hardware, metrics, models, ranks
 from . import checkpoints as saved
 from .batching import Batches, Schedule
 from .collate import Collator, Split, split
@@ -64,7 +64,7 @@ def _train(run: dict[str, Any], out: Path, checkpoints: Path, turn: saved.Turn) 
     splits = _splits(run)
     chosen = hardware.choose(run["training"])
     vocab = models.vocabulary(Path(run["tokenizer"]))
-    model = models.load(run, vocab)
+    model = adapters.added(models.load(run, vocab), run)
     use_cache = model.config.use_cache if hasattr(model.config, "use_cache") else None
     one = splits["train"]
     batches = Batches(
@@ -116,7 +116,7 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|datasets)\b")
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|datasets|peft)\b")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
@@ -200,6 +200,9 @@ def _say_start(
     }
     for name in ("precision", "attention", "optimizer", "workers", "batches"):
         say(f"{name} {lines[name]}")
+    if run["lora"]:
+        trained = model.num_parameters(only_trainable=True)
+        say(f"LoRA: {trained:,} of the parameters are trained")
     if ranks.count() > 1:
         machines = ranks.count() // ranks.local()[1]
         on = f"{machines} nodes" if machines > 1 else "1 node"
@@ -220,9 +223,9 @@ NOT_THE_TOKENIZER = {"facts.json", "tokencache.json"}
 def _write_results(
     folder: Path, run: dict[str, Any], trainer: CacheTrainer, chosen: Hardware
 ) -> None:
-    """Weights, tokenizer, metrics.jsonl, plots, run.json and timing.json."""
+    """Weights or the adapter, tokenizer, metrics.jsonl, plots, run.json and timing.json."""
     records = trainer.state.log_history
-    trainer.model.save_pretrained(folder)
+    adapters.save(trainer.model, folder, run)
     for file in sorted(Path(run["tokenizer"]).iterdir()):
         if file.is_file() and file.name not in NOT_THE_TOKENIZER and not file.name.startswith("."):
             shutil.copyfile(file, folder / file.name)
@@ -254,13 +257,14 @@ def _facts(
     run: dict[str, Any], trainer: CacheTrainer, precision: str, by_epoch: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """run.json: what the run is made of and what came out, and nothing of when or how fast."""
-    records, splits = trainer.state.log_history, trainer.splits
+    records, splits, lora = trainer.state.log_history, trainer.splits, run["lora"] is not None
     validation = [record for record in records if not metrics.is_training(record)]
     last = [record for record in records if metrics.is_training(record)][-1]
     facts = {name: run[name] for name in ("key", "model", "dataset", "max_length")}
     facts["made_of"] = {
         "cache": run["rows_key"],
         "weights": run["weights"],
+        "lora": run["lora"],
         "architecture": run["architecture"],
         "training": decisive(run["training"], splits["train"].packed),
     }
@@ -273,6 +277,7 @@ def _facts(
         "rows_without_targets": {name: part.left_out for name, part in splits.items()},
         "packed": splits["train"].packed,
         "parameters": trainer.model.num_parameters(),
+        "trained_parameters": trainer.model.num_parameters(only_trainable=True),
         "precision": precision,
         "attention": trainer.model.config._attn_implementation,
         "loss": last["loss"],
@@ -280,6 +285,6 @@ def _facts(
         "validation_loss": validation[-1]["validation_loss"] if validation else None,
         "validation_perplexity": validation[-1]["validation_perplexity"] if validation else None,
         "versions": {"tokencache": __version__}
-        | {name: version(name) for name in ("transformers", "torch")},
+        | {name: version(name) for name in ("transformers", "torch", *(["peft"] * lora))},
     }
     return facts | (trainer.first or {})

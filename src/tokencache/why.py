@@ -114,7 +114,8 @@ def _run_changes(old: dict[str, Any], new: dict[str, Any], packed: bool) -> list
     before = old["made_of"]
     found = [] if before["cache"] == new["rows_key"] else ["its cache"]
     found += _differences(before["training"], decisive(new["training"], packed), "")
-    return found + [name for name in ("weights", "architecture") if before[name] != new[name]]
+    made_of = ("weights", "lora", "architecture")
+    return found + [name for name in made_of if before.get(name) != new[name]]
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[str]:
