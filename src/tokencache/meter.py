@@ -31,8 +31,10 @@ def model_flops(model: PreTrainedModel) -> tuple[float, float]:
     weights = [weight for weight in model.parameters() if id(weight) not in looked_up]
     of_a_token = sum(w.numel() * (6 if w.requires_grad else 4) for w in weights)
     config = model.config.get_text_config()
-    heads, hidden = config.num_attention_heads, config.hidden_size
-    wide = heads * (getattr(config, "head_dim", None) or hidden // heads)
+    heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(heads, int):  # no attention, or another in each layer
+        return of_a_token, 0
+    wide = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     return of_a_token, 12 * config.num_hidden_layers * wide
 
 

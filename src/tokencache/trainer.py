@@ -125,8 +125,9 @@ class CacheTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
         )
         return prepare_data_loader(
-            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True
-        )
+            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True,
+            non_blocking=self.args.dataloader_pin_memory,
+        )  # fmt: skip
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
