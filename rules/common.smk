@@ -141,8 +141,8 @@ def token_set_inputs(wildcards):
 
 def token_marks(cache):
     """What is there when all token shards of a cache are; nothing where they are now."""
-    token_set = cache["token_set"]
-    return [plan.set_mark(token_set)] if plan.batches_of(token_set) else []
+    sets = dict.fromkeys(plan.sets_of(cache))
+    return [plan.set_mark(token_set) for token_set in sets if plan.batches_of(token_set)]
 
 
 def cache_inputs(wildcards):

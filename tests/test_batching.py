@@ -123,6 +123,31 @@ def test_little_is_padding_where_rows_are_grouped_by_length(training):
     assert waste(lengths, batches(lengths, per_device_train_batch_size=16)) > 0.4
 
 
+def test_each_side_of_pairs_is_padded_to_its_own_width():
+    sources = np.minimum(instruct_like(20_000), 500)
+    noise = np.random.default_rng(1).normal(1, 0.15, len(sources))
+    pairs = np.stack([sources, np.clip(sources * noise, 1, 500).astype(np.int64)])
+
+    def of(found):
+        """The tokens that are computed in an epoch, of each side."""
+        sides = [[padded_width(side[batch].max(), 512) for side in pairs] for batch in found]
+        return np.array(sides) * np.array([len(batch) for batch in found])[:, None]
+
+    by_tokens = batches(pairs, max_length=512, max_tokens=8192)
+    assert of(epoch_of(by_tokens)).max() <= 8192
+    assert sorted(itertools.chain(*by_tokens)) == list(range(20_000))
+    assert "up to 8,192 tokens a side with their padding" in by_tokens.about(
+        Training().model_dump()
+    )
+    by_rows = batches(pairs, max_length=512, per_device_train_batch_size=16)
+    grouped = batches(pairs, max_length=512, per_device_train_batch_size=16, group_by_length=True)
+    for found, most in ((by_tokens, 0.04), (grouped, 0.04), (by_rows, 1)):
+        padding = 1 - pairs.sum() / of(epoch_of(found)).sum()
+        assert found.padding() == pytest.approx(padding)
+        assert padding < most
+    assert padding > 0.4
+
+
 def test_hardly_anything_is_padding_in_packed_rows():
     documents = instruct_like(20_000)
     zeros = np.zeros_like(documents)

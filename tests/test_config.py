@@ -175,6 +175,10 @@ def test_what_decides_a_run_is_what_it_was_before_later_settings_came():
     assert of(torch_compile=True, dataloader_num_workers=3, mlflow=True, nodes=2) == OLD
     assert of(group_by_length=True) == OLD | {"group_by_length": True}
     assert of(tf32=False) == OLD | {"tf32": False}
+    later = {"warmup_steps": 9, "adam_beta1": 0.8, "adam_beta2": 0.98, "adam_epsilon": 1e-9,
+             "label_smoothing_factor": 0.1}  # fmt: skip
+    assert of(**later) == OLD | later
+    assert of(**{name: Training.model_fields[name].default for name in later}) == OLD
     tokens = {name: value for name, value in OLD.items() if name != "per_device_train_batch_size"}
     tokens |= {"max_tokens": 64}
     assert of(max_tokens=64) == of(max_tokens=64, group_by_length=True) == tokens

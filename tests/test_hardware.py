@@ -82,7 +82,7 @@ def test_the_flops_of_a_model():
     # PyTorch does not count what SDPA takes on a CPU.
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     weights = sum(w.numel() for w in model.parameters()) - 96 * 32  # what is only looked up
-    assert model_flops(model) == (6 * weights, 12 * 2 * 32)
+    assert model_flops(model) == {"tokens": 6 * weights, "squares": 12 * 2 * 32}
     # Against what PyTorch counts in one document's forward and backward pass, without norms.
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -91,13 +91,13 @@ def test_the_flops_of_a_model():
     counter = FlopCounterMode(display=False)
     with counter:
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-    of_a_token, of_a_pair = model_flops(model)
-    ours = of_a_token * length + of_a_pair * length**2
+    found = model_flops(model)
+    ours = found["tokens"] * length + found["squares"] * length**2
     assert ours == pytest.approx(counter.get_total_flops(), rel=0.01)
     model.get_input_embeddings().weight = model.get_output_embeddings().weight
-    assert model_flops(model)[0] == 6 * weights
+    assert model_flops(model)["tokens"] == 6 * weights
     model.requires_grad_(False)
-    assert model_flops(model)[0] == 4 * weights
+    assert model_flops(model)["tokens"] == 4 * weights
 
 
 @pytest.mark.skipif(hardware.shutil.which("g++") is None, reason="needs a C++ compiler")

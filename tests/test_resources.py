@@ -21,7 +21,7 @@ def plan(sizes, compression=None, **run):
     tokens = {f"t{n}": {"shard": f"s{n}"} for n in range(len(sizes))}
     training = Training(**run.pop("training", {})).model_dump()
     made = {"cache": "cache", "tokenizer": "tokenizer", "weights": None, "lora": None,
-            "architecture": TINY}  # fmt: skip
+            "architecture": TINY, "pairs": False}  # fmt: skip
     return Plan({
         "id": "1",
         "config": {"cache": "cache", "results": "results", "shard_size": 64 * MIB},

@@ -124,6 +124,7 @@ def make_run(cache, tokenizer, weights=None, architecture=None, lora=None, **tra
         "weights": weights,
         "weights_folder": weights and weights["path"],
         "weights_identity": planned,
+        "pairs": False,
         "lora": None if lora is None else Lora(**lora).model_dump(),
         "architecture": architecture,
         "trust_remote_code": False,

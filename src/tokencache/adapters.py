@@ -37,7 +37,8 @@ def added(model: PreTrainedModel, run: dict[str, Any]) -> PreTrainedModel | Peft
     _check_names(model, lora["modules_to_save"], f"{where}.modules_to_save")
     set_seed(run["training"]["seed"])
     try:
-        return get_peft_model(model, LoraConfig(task_type=TaskType.CAUSAL_LM, **settings))
+        task = TaskType.SEQ_2_SEQ_LM if run["pairs"] else TaskType.CAUSAL_LM
+        return get_peft_model(model, LoraConfig(task_type=task, **settings))
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{where}: peft says: {short(error)}") from None
 

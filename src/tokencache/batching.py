@@ -43,13 +43,15 @@ def share(training: dict[str, Any], processes: int) -> Share:
 class Batches(Sampler[list[int]]):
     """The batches of one rank in an epoch, as lists of row numbers: its own of each step's.
 
-    lengths: (rows,) tokens of each row. The rows of a step follow from the settings, the
-    seed and the epoch alone, whatever the number of processes:
+    lengths: (rows,) tokens of each row, or of pairs (2, rows), of which each side is padded
+    to a width of its own; the wider one counts as a pair's width. The rows of a step follow
+    from the settings, the seed and the epoch alone, whatever the number of processes:
 
     - without `max_tokens` it has per_device_train_batch_size times
       gradient_accumulation_steps rows, which ranks share as `share` says;
     - with it, it has gradient_accumulation_steps batches, each of at most `max_tokens`
-      tokens, padding included, of which each rank takes equally many, whole.
+      tokens (of pairs, on each side), padding included, of which each rank takes equally
+      many, whole.
 
     Grouped by length, rows of about one width make up a batch: rows of the same width
     come together by chance, and batches stand in random order. An epoch has equally many
@@ -62,11 +64,12 @@ class Batches(Sampler[list[int]]):
         self, training: dict[str, Any], lengths: np.ndarray, max_length: int, packed: bool,
         processes: int = 1, rank: int = 0,
     ) -> None:  # fmt: skip
-        self._widths = padded_width(lengths, max_length)
+        self._sides = np.atleast_2d(padded_width(lengths, max_length))
+        self._widths = self._sides.max(axis=0)
         self._seed, self._processes, self._rank = training["seed"], processes, rank
         self._tokens = int(lengths.sum())
         self.budget: int | None = training["max_tokens"]
-        grouped, rows = training["group_by_length"], len(lengths)
+        grouped, rows = training["group_by_length"], len(self._widths)
         if grouped is None:
             grouped = self.budget is not None
         self.grouped: bool = grouped and not packed
@@ -123,8 +126,7 @@ class Batches(Sampler[list[int]]):
         return self._drawn
 
     def _grouped(self, order: np.ndarray, random: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-        widths = self._widths[order]
-        order = order[stable_order(widths.max() - widths)]  # the widest first
+        order = _widest_first(order, self._sides)
         first, sizes = self._groups[:-1], np.diff(self._groups)
         # The last group has what was left over, and would make the steps after it differ.
         shuffled = torch.randperm(len(sizes) - 1, generator=random).numpy()
@@ -147,7 +149,8 @@ class Batches(Sampler[list[int]]):
         if self.budget is None:
             size = f"{training['per_device_train_batch_size'] * many:,} rows a step"
         else:
-            size = f"up to {self.budget:,} tokens with their padding, {many:,} a step"
+            side = " a side" if len(self._sides) > 1 else ""
+            size = f"up to {self.budget:,} tokens{side} with their padding, {many:,} a step"
         how = "rows of like length together" if self.grouped else "rows in random order"
         return f"{size}, {how}; {self.padding():.1%} of an epoch is padding"
 
@@ -162,8 +165,20 @@ class Batches(Sampler[list[int]]):
     def padding(self) -> float:
         """The share of this epoch's tokens that is padding."""
         order, edges = self._draw()
-        widest = np.maximum.reduceat(self._widths[order], edges[:-1])
+        widest = np.maximum.reduceat(self._sides[:, order], edges[:-1], axis=1)
         return 1 - self._tokens / int((widest * np.diff(edges)).sum())
+
+
+def _widest_first(order: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Rows by width, and those of the same width in the order that they had.
+
+    sides: (1, rows) widths, or (2, rows) of pairs. Pairs of the same width are ordered by
+    their sides, so that the narrower ones of a batch are about as wide as each other too.
+    """
+    keys = sides if len(sides) == 1 else [*sides, sides.max(axis=0)]
+    for widths in keys:  # the last one counts most
+        order = order[stable_order(widths.max() - widths[order])]
+    return order
 
 
 def _every(size: int, rows: int) -> np.ndarray:
@@ -187,9 +202,9 @@ def evaluation_batches(
     size, rows = training["per_device_eval_batch_size"], len(split)
     if training["max_tokens"] is None:
         return [range(start, min(rows, start + size)) for start in range(0, rows, size)]
-    widths = padded_width(split.lengths, max_length)
-    order = stable_order(widths.max() - widths)
-    edges = _within(widths[order], training["max_tokens"])
+    sides = np.atleast_2d(padded_width(split.lengths, max_length))
+    order = _widest_first(np.arange(rows), sides)
+    edges = _within(sides.max(axis=0)[order], training["max_tokens"])
     return np.split(order, edges[1:-1])
 
 

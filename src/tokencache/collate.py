@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from .gather import IGNORED
-from .view import View
+from .view import PairView, View
 
 MULTIPLE = 8  # widths that are multiples of this are fast on tensor cores
 # Keys of a batch, and of a row, that are for the trainer, not for the model.
@@ -52,13 +52,13 @@ class Collator:
         lengths = [len(row["input_ids"]) for row in rows]
         width = int(padded_width(max(1, *lengths), self.max_length))
         batch: dict[str, Any] = {
-            "input_ids": _padded([row["input_ids"] for row in rows], width, self.pad_id),
-            "labels": _padded([row["labels"] for row in rows], width, IGNORED),
+            "input_ids": padded([row["input_ids"] for row in rows], width, self.pad_id),
+            "labels": padded([row["labels"] for row in rows], width, IGNORED),
         }
         documents = np.array([length for length in lengths if length])
         if self.packed:
             positions = [_to_width(row["position_ids"], width) for row in rows]
-            batch |= {"position_ids": _padded(positions, width, 0), "use_cache": False}
+            batch |= {"position_ids": padded(positions, width, 0), "use_cache": False}
             documents = np.concatenate([row["seq_lengths"] for row in rows])
         else:
             # A row that attends to nothing has no softmax.
@@ -76,7 +76,8 @@ class Collator:
         return batch
 
 
-def _padded(rows: list[np.ndarray], width: int, fill: int) -> torch.Tensor:
+def padded(rows: list[np.ndarray], width: int, fill: int) -> torch.Tensor:
+    """(rows, width) int64; what a row lacks is filled."""
     found = np.full((len(rows), width), fill, np.int64)
     for number, row in enumerate(rows):
         found[number, : len(row)] = row
@@ -92,16 +93,17 @@ def _to_width(positions: np.ndarray, width: int) -> np.ndarray:
 class Split:
     """The rows of one split that have something to predict, memory-mapped.
 
-    lengths: (rows,) int64 tokens of each. tokens and targets (tokens that are predicted)
-    count those rows. all_rows: with those that have none; kept: their numbers among all
-    of these, or None where they are all of them.
+    lengths: (rows,) int64 tokens of each, or of pairs (2, rows) of the sources and of the
+    targets. tokens and targets (tokens that are predicted) count those rows. all_rows: with
+    those that have none; kept: their numbers among all of these, or None where they are all
+    of them.
     """
 
-    rows: datasets.Dataset | View
+    rows: datasets.Dataset | View | PairView
     packed: bool
     lengths: np.ndarray
     targets: int
-    all_rows: datasets.Dataset | View
+    all_rows: datasets.Dataset | View | PairView
     kept: np.ndarray | None
 
     def __len__(self) -> int:
@@ -130,8 +132,8 @@ def split(rows: datasets.Dataset | View, made: dict[str, Any] | None = None) -> 
         rows.check()
         lengths, targets = rows.lengths(), rows.targets()
     elif made and _all_trained(rows, made):
-        lengths = _lengths(rows, "labels")
-        first = _lengths(rows, "seq_lengths") if "seq_lengths" in rows.column_names else 1
+        lengths = lengths_of(rows, "labels")
+        first = lengths_of(rows, "seq_lengths") if "seq_lengths" in rows.column_names else 1
         targets = np.maximum(lengths - first, 0)
         rows = rows.with_format("numpy")
     else:
@@ -154,7 +156,7 @@ def _all_trained(rows: datasets.Dataset, made: dict[str, Any]) -> bool:
     return len(rows) == made["rows"] and made["tokens_trained"] == made["tokens"] - first
 
 
-def _lengths(rows: datasets.Dataset, column: str) -> np.ndarray:
+def lengths_of(rows: datasets.Dataset, column: str) -> np.ndarray:
     """(rows,) int64 of a list column, for which its offsets alone are read."""
     found = [np.zeros(0, np.int64)]
     for table in rows.select_columns([column]).with_format("arrow").iter(2**20):

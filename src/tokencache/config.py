@@ -34,15 +34,18 @@ class Section(BaseModel):
 
 
 class Document(Section):
-    """How a row becomes a document: exactly one of text, prompt + completion, messages.
+    """How a row becomes a document: exactly one of text, prompt + completion, messages,
+    or source + target, which are a document each.
 
-    `text`, `prompt` and `completion` are a column's name, or a template with
-    {column} in it; {bos_token} and {eos_token} stand for the tokenizer's own.
+    `text`, `prompt`, `completion`, `source` and `target` are a column's name, or a template
+    with {column} in it; {bos_token} and {eos_token} stand for the tokenizer's own.
     """
 
     text: str | None = None
     prompt: str | None = None
     completion: str | None = None
+    source: str | None = None
+    target: str | None = None
     messages: str | None = None
     tools: str | None = None
     chat_template: str | None = None
@@ -51,13 +54,23 @@ class Document(Section):
     def _one_form(self) -> Document:
         forms = [self.text is not None, self.messages is not None]
         forms.append(self.prompt is not None or self.completion is not None)
+        forms.append(self.is_pair)
         if sum(forms) != 1:
-            raise ValueError("give one of: text; prompt and completion; messages")
+            raise ValueError(
+                "give one of: text; prompt and completion; source and target; messages"
+            )
         if (self.prompt is None) != (self.completion is None):
             raise ValueError("prompt and completion go together")
+        if (self.source is None) != (self.target is None):
+            raise ValueError("source and target go together")
         if self.messages is None and (self.chat_template or self.tools):
             raise ValueError("chat_template and tools go with messages")
         return self
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether a row is a text and its translation, for encoder-decoder models."""
+        return self.source is not None or self.target is not None
 
 
 class Validation(Section):
@@ -101,6 +114,15 @@ class Dataset(Section):
             raise ValueError("loss: completion needs document: {prompt: …, completion: …}")
         if self.loss == "assistant" and self.document.messages is None:
             raise ValueError("loss: assistant needs document: {messages: …}")
+        if self.document.is_pair and self.packing != "none":
+            raise ValueError(
+                f"packing: {self.packing} is not for document: {{source: …, target: …}}, of which "
+                "each pair is a row; set packing: none"
+            )
+        if self.document.is_pair and self.overflow == "split":
+            raise ValueError(
+                "overflow: split would part a source from its target; take truncate or drop"
+            )
         if self.validation and self.validation.split and self.hub is None:
             raise ValueError("validation: {split: …} needs hub; files need validation: {files: …}")
         if self.validation and self.validation.files and self.hub is not None:
@@ -147,10 +169,15 @@ class Training(Section):
     per_device_eval_batch_size: int = Field(8, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
     learning_rate: float = Field(5e-5, gt=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
     lr_scheduler_type: Literal[
         "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
     ] = "linear"
     warmup_ratio: float = Field(0.0, ge=0, le=1)
+    warmup_steps: int = Field(0, ge=0)
+    label_smoothing_factor: float = Field(0.0, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, ge=0)
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # the version is part of every recipe's key, so what is cached is then made anew.
 RECIPE_VERSION = 1
 
+SIDES = ("source", "target")
+
 # A template's parts in order: text as it is, or {"column": its name in the files}.
 Parts = list[str | dict[str, str]]
 
@@ -73,14 +75,23 @@ class Batch:
     spans: Spans | None
 
 
+def sides(dataset: Dataset) -> tuple[str | None, ...]:
+    """What of each row is a document: its source and its target, or (None) all of it."""
+    return SIDES if dataset.document.is_pair else (None,)
+
+
 def recipe(
-    dataset: Dataset, chat_template: str | None, special_tokens: dict[str, str]
+    dataset: Dataset,
+    chat_template: str | None,
+    special_tokens: dict[str, str],
+    side: str | None = None,
 ) -> dict[str, Any]:
     """All that decides the documents of a row, and nothing else, as plain JSON.
 
     `chat_template` is the Jinja source that is in force (a data set's own included),
     `special_tokens` the tokenizer's special_tokens_map (bos_token, eos_token, …).
-    Equal recipes make equal documents, whatever words the config says them in.
+    `side` is one of `sides`. Equal recipes make equal documents, whatever words the config
+    says them in.
     Raises UserError that names the key, from `document.` on.
     """
     document, rename = dataset.document, dataset.columns
@@ -95,13 +106,13 @@ def recipe(
             raise UserError(f"document.messages: {error}") from None
     parts = {
         key: _parts(value, f"document.{key}", rename, special_tokens)
-        for key in ("text", "prompt", "completion")
+        for key in ((side,) if side else ("text", "prompt", "completion"))
         if (value := getattr(document, key)) is not None
     }
     if dataset.loss == "completion":
         made |= {"form": "prompt_completion", **parts}
     else:  # where all is trained on, it makes no difference where the prompt ends
-        made |= {"form": "text", "text": _merged([p for side in parts.values() for p in side])}
+        made |= {"form": "text", "text": _merged([p for found in parts.values() for p in found])}
     if not needed_columns(made):
         keys = " and ".join(f"document.{key}" for key in parts)
         raise UserError(f"{keys}: no column is named; write one as {{column}}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -164,14 +165,39 @@ class SplitRows:
     gather: Gatherer
     documents: Documents
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     @property
-    def labels_are_ids(self) -> bool:
-        """Whether all tokens of all rows are trained on."""
-        return not (self.gather.masked or self.rows.packed)
+    def types(self) -> dict[str, np.dtype]:
+        """The columns with the types of their values: labels are as wide as the ids where all
+        tokens are trained on, so that no -100 is among them."""
+        ids, whole = self.documents.dtype, np.dtype(np.int32)
+        if self.rows.packed:
+            names = ("labels", "position_ids", "seq_lengths")
+            return {"input_ids": ids} | dict.fromkeys(names, whole)
+        return {"input_ids": ids, "labels": whole if self.gather.masked else ids}
+
+    def columns(self, start: int, stop: int) -> dict[str, Column]:
+        """The columns of rows start … stop as a cache has them."""
+        return self.gather.columns(self.rows[start:stop])
 
     def lengths(self) -> np.ndarray:
         """(rows,) int64 tokens of each row."""
         return self.rows.sums(self.rows.windows.content + self.gather.specials)
+
+    def counted(self, max_length: int) -> dict[str, Any]:
+        """What cache.json says of it."""
+        tokens = int(self.lengths().sum())
+        trained = self.rows.sums(self.gather.trained(self.rows.windows, self.rows.packed))
+        return {
+            "rows": len(self),
+            "windows": len(self.rows.windows),
+            "tokens": tokens,
+            "tokens_trained": int(trained.sum()),
+            "rows_without_trained_tokens": int((trained == 0).sum()),
+            "filled": round(tokens / max(1, len(self) * max_length), 6),
+        }
 
 
 def _labels(ids: np.ndarray, begins: np.ndarray, spans: tuple | None, packed: bool) -> np.ndarray:

@@ -103,21 +103,27 @@ def pack_part(plan: Plan, path: str) -> None:
 def _tokens_of(plan: Plan, path: str) -> dict[str, Any]:
     """What a cache's rows are made of."""
     cache = plan.caches[path]
-    token_set = plan.token_sets[cache["token_set"]]
-    recipe = plan.data["recipes"][token_set["recipe"]]
+    sets = [plan.token_sets[key] for key in plan.sets_of(cache)]
+    recipe = plan.data["recipes"][sets[0]["recipe"]]
     facts = plan.tokenizers[cache["tokenizer"]]["facts"]
     specials = recipe["add_special_tokens"]
-    return {
+    made_of = {
         "prefix": len(facts["prefix"]) if specials else 0,
         "suffix": len(facts["suffix"]) if specials else 0,
-        "splits": {
-            split: {
-                "paths": [plan.tokens_path(key) for key in keys],
-                "shards": [plan.data["tokens"][key]["shard"] for key in keys],
-            }
-            for split, keys in token_set["splits"].items()
-        },
+        "splits": _token_shards(plan, sets[0]),
         "provenance": plan.provenance(path),
+    }
+    return made_of | ({"targets": _token_shards(plan, sets[1])} if sets[1:] else {})
+
+
+def _token_shards(plan: Plan, token_set: dict[str, Any]) -> dict[str, dict[str, list[str]]]:
+    """Of each split, the paths of the token shards and the keys of their source shards."""
+    return {
+        split: {
+            "paths": [plan.tokens_path(key) for key in keys],
+            "shards": [plan.data["tokens"][key]["shard"] for key in keys],
+        }
+        for split, keys in token_set["splits"].items()
     }
 
 

@@ -25,7 +25,7 @@ from .errors import UserError
 from .messages import unknown
 from .plan import PLANNING, building_path
 from .resolve import resolve
-from .view import View, open_cache
+from .view import AnyView, open_cache
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -52,7 +52,7 @@ def load(
     timeout: float = 86400.0,
     dead_after: float = 60.0,
     arguments: Sequence[str] = ("--cores", "all"),
-) -> DatasetDict | Dataset | dict[str, View] | View:
+) -> DatasetDict | Dataset | dict[str, AnyView] | AnyView:
     """The cache of a model, a data set and a max_length that config.yaml names.
 
     Returns what `datasets.load_from_disk` gives, and with `format: view` what `open_cache`

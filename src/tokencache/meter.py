@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch.nn import Embedding
 from transformers import PreTrainedModel
 
 from . import collectives, ranks
@@ -15,27 +16,46 @@ from . import collectives, ranks
 COUNTED = ("tokens", "targets", "documents")  # since the run's start; the rest since a record
 
 
-def model_flops(model: PreTrainedModel) -> tuple[float, float]:
-    """FLOPs of a training step for each token, and for each pair of tokens in a document.
+def model_flops(model: PreTrainedModel) -> dict[str, float]:
+    """FLOPs of a training step for each of what is counted in a batch, by its name.
 
-    6 N and 12 L H Q, as in appendix B of PaLM (Chowdhery et al. 2022, arXiv:2204.02311):
-    N weights that are multiplied with, L layers of H heads of Q dimensions. Each weight
-    takes 2 in the forward pass and 4 in the backward pass, of which 2 are for its own
-    gradient; one that is not trained has none. What is computed twice for activation
-    checkpointing is not counted, nor is padding.
+    tokens: of each token; squares: of each pair of tokens in a document. 6 N and 12 L H Q,
+    as in appendix B of PaLM (Chowdhery et al. 2022, arXiv:2204.02311): N weights that are
+    multiplied with, L layers of H heads of Q dimensions. Each weight takes 2 in the forward
+    pass and 4 in the backward pass, of which 2 are for its own gradient; one that is not
+    trained has none. What is computed twice for activation checkpointing is not counted,
+    nor is padding.
+
+    Of an encoder with a decoder: sources and targets, of each token of theirs; squares, of each
+    pair of tokens in a source; crossed, of each token of a target and one that it attends to.
+    What the decoder makes of the sources' tokens is counted as if there were as many of them
+    as of the targets'.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    looked_up = set()
-    if embedding is not None and (head is None or head.weight is not embedding.weight):
-        looked_up = set(map(id, embedding.parameters()))
-    weights = [weight for weight in model.parameters() if id(weight) not in looked_up]
-    of_a_token = sum(w.numel() * (6 if w.requires_grad else 4) for w in weights)
+    output = model.get_output_embeddings()
+    head = set() if output is None else {id(output.weight)}
+    looked_up = {id(part.weight) for part in model.modules() if isinstance(part, Embedding)} - head
+    flops = {
+        id(weight): weight.numel() * (6 if weight.requires_grad else 4)
+        for weight in model.parameters()
+        if id(weight) not in looked_up
+    }
     config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", None)
     if not isinstance(heads, int):  # no attention, or another in each layer
-        return of_a_token, 0
-    wide = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return of_a_token, 12 * config.num_hidden_layers * wide
+        return {"tokens": sum(flops.values()), "squares": 0}
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    a_layer = 12 * heads * (getattr(config, "head_dim", None) or hidden // heads)
+    if not model.config.is_encoder_decoder:
+        return {"tokens": sum(flops.values()), "squares": layers * a_layer}
+    encoder = set(map(id, model.get_encoder().parameters())) - head
+    names = ("decoder_layers", "num_decoder_layers")
+    decoder_layers = next((getattr(config, n) for n in names if getattr(config, n, None)), layers)
+    return {
+        "sources": sum(found for weight, found in flops.items() if weight in encoder),
+        "targets": sum(found for weight, found in flops.items() if weight not in encoder),
+        "squares": layers * a_layer,
+        "crossed": decoder_layers * a_layer,
+    }
 
 
 class Meter:
@@ -107,8 +127,7 @@ class Meter:
     def _utilization(self, found: dict[str, float], seconds: float) -> float | None:
         if self._peak is None:
             return None
-        of_a_token, of_a_pair = self._flops
-        done = of_a_token * found["tokens"] + of_a_pair * found["squares"]
+        done = sum(flops * found[name] for name, flops in self._flops.items())
         return round(done / seconds / (self._peak * ranks.count()), 4)
 
     def left(self, step: int, steps: int) -> float | None:

@@ -48,8 +48,11 @@ def average(records: list[Record], after: int) -> float:
     return total / (before - after)
 
 
-def epochs(records: list[Record], in_epoch: int) -> list[Record]:
-    """What each epoch that is over came to: losses, perplexities, and how long it took."""
+def epochs(records: list[Record], in_epoch: int, smoothed: bool = False) -> list[Record]:
+    """What each epoch that is over came to: losses, perplexities, and how long it took.
+
+    smoothed: whether the training loss is one with label smoothing, of which there is none.
+    """
     training = [record for record in records if is_training(record)]
     losses = {r["step"]: r["validation_loss"] for r in records if not is_training(r)}
     seconds = {r["step"]: r.get("seconds") for r in training} | {0: 0.0}
@@ -61,7 +64,7 @@ def epochs(records: list[Record], in_epoch: int) -> list[Record]:
             "epoch": last // in_epoch,
             "step": last,
             "loss": loss,
-            "perplexity": perplexity(loss),
+            "perplexity": None if smoothed else perplexity(loss),
             "validation_loss": losses.get(last),
             "validation_perplexity": None if last not in losses else perplexity(losses[last]),
             "seconds": None if None in took else round(took[0] - took[1], 3),
@@ -75,7 +78,8 @@ def epoch_line(found: Record, epochs: int) -> str:
     for name, said in (("", ""), ("validation_", "validation ")):
         if found[f"{name}loss"] is not None:
             parts.append(f"{said}loss {found[f'{name}loss']:.4f}")
-            parts.append(f"perplexity {_number(found[f'{name}perplexity'])}")
+        if found[f"{name}perplexity"] is not None:
+            parts.append(f"perplexity {found[f'{name}perplexity']:,.2f}")
     if found["seconds"] is not None:
         parts.append(f"in {timedelta(seconds=round(found['seconds']))}")
     return "  ".join(parts)

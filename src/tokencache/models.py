@@ -13,7 +13,13 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    set_seed,
+)
 
 from . import tokenizers as own_tokenizers
 from .collate import COUNTS, Collator
@@ -69,11 +75,35 @@ def load(run: dict[str, Any], vocab: Vocabulary) -> PreTrainedModel:
     make = _from_scratch if run["weights"] is None else _from_weights
     model = make(run, vocab)
     # torch would never train the embedding of the pad token, which may be a real eos.
-    model.get_input_embeddings().padding_idx = None
+    for part in (model, model.get_encoder(), model.get_decoder()) if run["pairs"] else (model,):
+        part.get_input_embeddings().padding_idx = None
     for settings in (model.config, model.generation_config):
         if settings is not None:
             settings.pad_token_id = vocab.pad
+            if run["pairs"] and settings.decoder_start_token_id is None:
+                settings.decoder_start_token_id = _start(vocab)
     return model
+
+
+def _start(vocab: Vocabulary) -> int:
+    """What a decoder begins with; like Marian's and T5's, it may be the pad token."""
+    return vocab.pad if vocab.bos is None else vocab.bos
+
+
+def _class(run: dict[str, Any], config: Any, where: str) -> Any:
+    """The kind of model that a run's data is for.
+
+    Raises UserError for pairs and an architecture that is no encoder with a decoder.
+    """
+    if not run["pairs"]:
+        return AutoModelForCausalLM
+    if type(config) not in AutoModelForSeq2SeqLM._model_mapping:
+        raise UserError(
+            f"{where}: {config.model_type} has no encoder and decoder, which "
+            f"document: {{source: …, target: …}} of datasets.{run['dataset']} needs; take one that "
+            "has, such as marian, bart or t5, or leave the combination out (see build:)"
+        )
+    return AutoModelForSeq2SeqLM
 
 
 def _from_scratch(run: dict[str, Any], vocab: Vocabulary) -> PreTrainedModel:
@@ -89,15 +119,33 @@ def _from_scratch(run: dict[str, Any], vocab: Vocabulary) -> PreTrainedModel:
     _check_keys(where, config, given)
     _set_positions(where, config, given, run["max_length"])
     config.bos_token_id, config.eos_token_id, config.pad_token_id = vocab.bos, vocab.eos, None
+    kind = _class(run, config, f"{where}.model_type")
+    if run["pairs"]:
+        _set_decoder(config, vocab)
     set_seed(run["training"]["seed"])
     try:
-        return _with_attention(
-            lambda attention: AutoModelForCausalLM.from_config(
+        model = _with_attention(
+            lambda attention: kind.from_config(
                 config, attn_implementation=attention, dtype=torch.float32
             )
         )
     except LOAD_ERRORS as error:
         raise UserError(f"{where}: no model can be made of this: {short(error)}") from None
+    if run["pairs"]:
+        model.generation_config.max_length = run["max_length"]
+    return model
+
+
+def _set_decoder(config: Any, vocab: Vocabulary) -> None:
+    """Tokens of encoder-decoder models, whose defaults are ids of other vocabularies.
+
+    Some count positions by the pad token, so it must be there when they are made.
+    """
+    config.pad_token_id = vocab.pad
+    config.decoder_start_token_id = _start(vocab)
+    for name, token in (("forced_eos_token_id", vocab.eos), ("forced_bos_token_id", None)):
+        if hasattr(config, name):
+            setattr(config, name, token)
 
 
 def _config(where: str, given: dict[str, Any]) -> Any:
@@ -166,9 +214,10 @@ def _from_weights(run: dict[str, Any], vocab: Vocabulary) -> PreTrainedModel:
                 f"max_length: {run['max_length']} is more than the {positions} positions of {name} "
                 f"({where}); take a shorter max_length for this model (see build:)"
             )
+        kind = _class(run, config, f"{where}: {name}")
         set_seed(run["training"]["seed"])
         model, info = _with_attention(
-            lambda attention: AutoModelForCausalLM.from_pretrained(
+            lambda attention: kind.from_pretrained(
                 name, config=config, use_safetensors=True, dtype=torch.float32,
                 attn_implementation=attention, output_loading_info=True, **options,
             )
@@ -181,7 +230,7 @@ def _from_weights(run: dict[str, Any], vocab: Vocabulary) -> PreTrainedModel:
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise UserError(
-            f"{where}: {name} lacks weights of a causal language model: {', '.join(missing[:3])}"
+            f"{where}: {name} lacks weights of a language model: {', '.join(missing[:3])}"
             f"{', …' if len(missing) > 3 else ''}; give weights with a language-model head"
         )
     check_identity(run["weights"], run["weights_identity"], where)

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from . import view
+from . import pairs, view
 from .errors import UserError
 from .files import hash_file, key_of, link, published, read_json, write_json
 from .gather import Gatherer, SplitRows
+from .pairs import PairRows
 from .progress import Progress
 from .readers import as_arrow
 from .streams import Writer
@@ -30,6 +31,8 @@ ROWS_IN_A_BATCH = 1000
 TOKENS_IN_A_BATCH = 2**22  # ends a batch earlier, so that long rows need no more memory
 TOKENS_IN_A_FILE = 2**26  # of a split; some hundred MB
 PART = "part.json"
+
+Split = SplitRows | PairRows
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,15 @@ def build(
     """Build a cache folder and publish it by one rename; returns cache.json's content.
 
     cache: the plan's entry. tokens: {"prefix", "suffix": special token counts,
-    "splits": {split: {"paths": token shards, "shards": source shard keys}},
-    "provenance": what goes into cache.json as it is}. parts: folders of `build_part`,
-    which hold data files; those that none holds are written here.
+    "splits": {split: {"paths": token shards, "shards": source shard keys}}, "targets": of
+    sources and targets the same of the targets, "provenance": what goes into cache.json as
+    it is}. parts: folders of `build_part`, which hold data files; those that none holds are
+    written here.
     """
     splits, counts = _splits(cache, tokens)
     if out.exists():  # another process made it meanwhile, and maybe removed the parts
         return read_json(out / "cache.json")
-    made = {name: _counted(split, cache["max_length"]) for name, split in splits.items()}
+    made = {name: split.counted(cache["max_length"]) for name, split in splits.items()}
     _check(cache, made, counts)
     with published(out, folder=True) as folder:
         if cache.get("format") == "view":
@@ -94,8 +98,10 @@ def build_part(
 
 def _splits(
     cache: dict[str, Any], tokens: dict[str, Any]
-) -> tuple[dict[str, SplitRows], dict[str, dict[str, int]]]:
+) -> tuple[dict[str, Split], dict[str, dict[str, int]]]:
     """The rows of each split, and what became of the documents of each set of token shards."""
+    if tokens.get("targets"):
+        return pairs.splits(cache, tokens)
     prefix, suffix = tokens["prefix"], tokens["suffix"]
     max_length, packing = cache["max_length"], cache["packing"]
     splits, counts = {}, {}
@@ -112,20 +118,6 @@ def _splits(
             packed = rows(mine, max_length, packing, prefix + suffix)
             splits[split] = SplitRows(packed, gather, documents)
     return splits, counts
-
-
-def _counted(split: SplitRows, max_length: int) -> dict[str, Any]:
-    """What cache.json says of a split."""
-    tokens = int(split.lengths().sum())
-    trained = split.rows.sums(split.gather.trained(split.rows.windows, split.rows.packed))
-    return {
-        "rows": len(split.rows),
-        "windows": len(split.rows.windows),
-        "tokens": tokens,
-        "tokens_trained": int(trained.sum()),
-        "rows_without_trained_tokens": int((trained == 0).sum()),
-        "filled": round(tokens / max(1, len(split.rows) * max_length), 6),
-    }
 
 
 def _check(cache: dict[str, Any], made: dict[str, Any], counts: dict[str, Any]) -> None:
@@ -158,7 +150,7 @@ def _files(folder: Path, checksums: dict[Path, str]) -> dict[str, dict[str, Any]
 
 
 def _write_dataset(
-    folder: Path, cache: dict[str, Any], splits: dict[str, SplitRows], parts: Sequence[Path]
+    folder: Path, cache: dict[str, Any], splits: dict[str, Split], parts: Sequence[Path]
 ) -> dict[Path, str]:
     """Returns the checksums of the data files."""
     files = _data_files(splits)
@@ -184,7 +176,7 @@ def _write_dataset(
     return checksums
 
 
-def _data_files(splits: dict[str, SplitRows]) -> list[DataFile]:
+def _data_files(splits: dict[str, Split]) -> list[DataFile]:
     """Those of a dataset: of each split, a new one every so many tokens."""
     found = []
     for name, split in splits.items():
@@ -197,7 +189,7 @@ def _data_files(splits: dict[str, SplitRows]) -> list[DataFile]:
 
 
 def _write_files(
-    folder: Path, cache: dict[str, Any], splits: dict[str, SplitRows], files: list[DataFile]
+    folder: Path, cache: dict[str, Any], splits: dict[str, Split], files: list[DataFile]
 ) -> dict[Path, str]:
     """Write data files into a folder; returns their checksums."""
     total = sum(file.stop - file.start for file in files)
@@ -207,10 +199,10 @@ def _write_files(
         for file in files:
             split, path = splits[file.split], folder / file.path
             path.parent.mkdir(exist_ok=True)
-            schema, found = _schema(split), split.rows[file.start : file.stop]
+            schema = _schema(split)
             with Writer(path, schema, stream=True) as writer:
                 for start, stop in _batches(split.lengths()[file.start : file.stop]):
-                    columns = split.gather.columns(found[start:stop])
+                    columns = split.columns(file.start + start, file.start + stop)
                     arrays = [_lists(*columns[name]) for name in schema.names]
                     writer.write(pa.record_batch(arrays, schema=schema))
                     progress.update(stop - start)
@@ -262,13 +254,9 @@ def _lists(offsets: np.ndarray, values: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(as_arrow(offsets.astype(np.int32)), as_arrow(values))
 
 
-def _schema(split: SplitRows) -> pa.Schema:
-    packed = split.rows.packed
-    names = ["input_ids", "labels"] + (["position_ids", "seq_lengths"] if packed else [])
-    types = {"input_ids": pa.from_numpy_dtype(split.documents.dtype)}
-    if split.labels_are_ids:  # no -100 among them
-        types["labels"] = types["input_ids"]
-    schema = pa.schema([(name, pa.list_(types.get(name, pa.int32()))) for name in names])
+def _schema(split: Split) -> pa.Schema:
+    types = {name: pa.from_numpy_dtype(dtype) for name, dtype in split.types.items()}
+    schema = pa.schema([(name, pa.list_(kind)) for name, kind in types.items()])
     return schema.with_metadata(
         {"huggingface": json.dumps({"info": {"features": _features(schema)}}, sort_keys=True)}
     )

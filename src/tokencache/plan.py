@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache, cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ NOT_IN_RUN_KEY = {"logging_steps", "save_steps", "save_total_limit", "per_device
                   "nodes", "processes_per_node", "torch_compile", "dataloader_num_workers",
                   "mlflow"}  # fmt: skip
 # Settings that came later and are left out where they change nothing, so keys stay what they were.
-UNLESS_SET = {"max_tokens": None, "group_by_length": None, "tf32": None}
+UNLESS_SET = {"max_tokens": None, "group_by_length": None, "tf32": None, "warmup_steps": 0,
+              "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
+              "label_smoothing_factor": 0.0}  # fmt: skip
 
 
 def decisive(training: dict[str, Any], packed: bool) -> dict[str, Any]:
@@ -117,8 +120,8 @@ class Plan:
         self.fetches: dict[str, dict[str, Any]] = data["fetches"]
         self.batches: dict[str, dict[str, Any]] = data["batches"]
         self.token_sets: dict[str, dict[str, Any]] = data["token_sets"]
-        self._sources_of: dict[str, dict[str, list[dict[str, Any]]]] = {}
-        self._missing_of: dict[str, list[str]] = {}
+        self._sources_of: dict[tuple[str, ...], dict[str, list[dict[str, Any]]]] = {}
+        self._missing_of: dict[tuple[str, ...], list[str]] = {}
 
     @classmethod
     def read(cls, path: str | Path) -> Plan:
@@ -205,18 +208,24 @@ class Plan:
     def _cache_of(self) -> dict[str, str]:
         return {part: cache for cache in self.caches for part in self.parts_of(cache)}
 
+    def sets_of(self, cache: dict[str, Any]) -> tuple[str, ...]:
+        """The token sets of a cache's entry: one, or those of its sources and its targets."""
+        target = cache["target_set"]
+        return (cache["token_set"], *([target] if target else []))
+
     def lacking(self, cache: str) -> list[str]:
         """The token shards without which a view that is there can't be read."""
         entry = self.caches[cache]
-        return self.missing_of(entry["token_set"]) if entry.get("format") == "view" else []
+        return self.missing_of(entry) if entry.get("format") == "view" else []
 
-    def missing_of(self, token_set: str) -> list[str]:
-        """The token shards of a set that are not there yet."""
-        if token_set not in self._missing_of:
-            splits = self.token_sets[token_set]["splits"].values()
-            found = [key for keys in splits for key in keys if key in self.missing]
-            self._missing_of[token_set] = found
-        return self._missing_of[token_set]
+    def missing_of(self, cache: dict[str, Any]) -> list[str]:
+        """The token shards of a cache's entry that are not there yet."""
+        sets = self.sets_of(cache)
+        if sets not in self._missing_of:
+            splits = [keys for s in sets for keys in self.token_sets[s]["splits"].values()]
+            found = dict.fromkeys(key for keys in splits for key in keys if key in self.missing)
+            self._missing_of[sets] = list(found)
+        return self._missing_of[sets]
 
     @cached_property
     def missing(self) -> set[str]:
@@ -226,7 +235,9 @@ class Plan:
     def provenance(self, path: str) -> dict[str, Any]:
         """Everything that a cache is made of, for its cache.json; the same on every machine."""
         cache = self.caches[path]
-        token_set = self.token_sets[cache["token_set"]]
+        recipes = [
+            self.data["recipes"][self.token_sets[key]["recipe"]] for key in self.sets_of(cache)
+        ]
         names = ("version", "max_length", "overflow", "packing", "validation", "format")
         return {
             "key": cache["key"],
@@ -234,23 +245,26 @@ class Plan:
             "dataset": cache["dataset"],
             "settings": {name: cache[name] for name in names if name in cache},
             "tokenizer": self.tokenizers[cache["tokenizer"]]["facts"],
-            "recipe": self.data["recipes"][token_set["recipe"]],
-            "sources": self._sources(cache["token_set"]),
+            "recipe": {"source": recipes[0], "target": recipes[1]} if recipes[1:] else recipes[0],
+            "sources": self._sources(self.sets_of(cache)),
             "versions": _versions(),
             "command": f"snakemake {path}",
         }
 
-    def _sources(self, token_set: str) -> dict[str, list[dict[str, Any]]]:
+    def _sources(self, sets: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
         """Each split's files with their shards' keys and the keys of their token shards."""
-        if token_set not in self._sources_of:
-            splits = self.token_sets[token_set]["splits"]
-            self._sources_of[token_set] = {s: self._by_file(keys) for s, keys in splits.items()}
-        return self._sources_of[token_set]
+        if sets not in self._sources_of:
+            splits = [self.token_sets[token_set]["splits"] for token_set in sets]
+            self._sources_of[sets] = {
+                name: self._by_file(*(split[name] for split in splits)) for name in splits[0]
+            }
+        return self._sources_of[sets]
 
-    def _by_file(self, tokens: list[str]) -> list[dict[str, Any]]:
+    def _by_file(self, tokens: list[str], targets: Sequence[str] = ()) -> list[dict[str, Any]]:
         files: dict[str, dict[str, Any]] = {}
-        for key in tokens:
+        for key, target in zip_longest(tokens, targets):
             shard = self.shard_of(key)
             file = files.setdefault(shard["path"], {"path": shard["path"], "shards": []})
-            file["shards"].append({"key": shard["key"], "tokens": key, "bytes": shard["bytes"]})
+            about = {"key": shard["key"], "tokens": key, "bytes": shard["bytes"]}
+            file["shards"].append(about | ({"target_tokens": target} if target else {}))
         return list(files.values())

@@ -42,7 +42,7 @@ class _Resolver:
         self.recipes: dict[str, dict[str, Any]] = {}
         self.tokens: dict[str, dict[str, Any]] = {}
         self.token_sets: dict[str, dict[str, Any]] = {}
-        self._token_set_of: dict[tuple[str, str], str] = {}
+        self._token_set_of: dict[tuple[str, str, str | None], str] = {}
         self._token_sets_made: dict[tuple[str, str, str], str] = {}
         self._parts_of: dict[str, int] = {}
         self.tokenizers: dict[str, dict[str, Any]] = {}
@@ -210,9 +210,12 @@ class _Resolver:
             where = f"tokenizers.{name}"
             template = chat.template_text(dataset.document.chat_template)
             used = facts | ({"chat_template": template} if template is not None else {})
-            recipe = self._recipe(where, dataset_name, dataset, used)
+            recipes = [
+                self._recipe(where, dataset_name, dataset, used, side)
+                for side in documents.sides(dataset)
+            ]
             for shard in self.shards_of(dataset_name)["train"]:
-                texts.append([recipe, shard])
+                texts += [[recipe, shard] for recipe in recipes]
         made_of = train_tokenizer.made_of(settings.model_dump())
         key = key_of(["trained tokenizer", made_of, texts])
         return {
@@ -224,10 +227,13 @@ class _Resolver:
 
     # Documents, token shards
 
-    def _recipe(self, where: str, name: str, dataset: Dataset, facts: dict[str, Any]) -> str:
+    def _recipe(
+        self, where: str, name: str, dataset: Dataset, facts: dict[str, Any], side: str | None
+    ) -> str:
         self.shards_of(name)
         try:
-            recipe = documents.recipe(dataset, facts["chat_template"], facts["special_tokens"])
+            about = (facts["chat_template"], facts["special_tokens"])
+            recipe = documents.recipe(dataset, *about, side)
         except UserError as error:
             raise UserError(f"datasets.{name} for {where}: {error}") from None
         for split, files in _files_of(dataset).items():
@@ -242,18 +248,18 @@ class _Resolver:
         self.recipes[key] = recipe
         return key
 
-    def token_set(self, model: str, name: str) -> str:
-        """The token shards of a data set for a model: the same set for models that share
-        a tokenizer (and, for chat, a template)."""
-        if (model, name) not in self._token_set_of:
+    def token_set(self, model: str, name: str, side: str | None) -> str:
+        """The token shards of a data set (of its source or target, where it has these) for a
+        model: the same set for models that share a tokenizer (and, for chat, a template)."""
+        if (model, name, side) not in self._token_set_of:
             facts, dataset = self.facts_of(model), self.config.datasets[name]
             facts = facts | {"chat_template": self._chat_template(model, dataset)}
-            recipe = self._recipe(f"models.{model}", name, dataset, facts)
+            recipe = self._recipe(f"models.{model}", name, dataset, facts, side)
             made_of = (facts["key"], recipe, name)
             if made_of not in self._token_sets_made:
                 self._token_sets_made[made_of] = self._new_token_set(*made_of)
-            self._token_set_of[model, name] = self._token_sets_made[made_of]
-        return self._token_set_of[model, name]
+            self._token_set_of[model, name, side] = self._token_sets_made[made_of]
+        return self._token_set_of[model, name, side]
 
     def _new_token_set(self, tokenizer: str, recipe: str, name: str) -> str:
         splits = {}
@@ -285,8 +291,8 @@ class _Resolver:
                 f"max_length: {max_length} leaves no room for text: the tokenizer of {model!r} "
                 f"adds {specials} special tokens to each document"
             )
-        token_set = self.token_set(model, name)
-        tokens = self.token_sets[token_set]
+        sets = [self.token_set(model, name, side) for side in documents.sides(dataset)]
+        splits = [self.token_sets[token_set]["splits"] for token_set in sets]
         validation = dataset.validation.model_dump() if dataset.validation else None
         if validation:
             validation = {k: validation[k] for k in ("fraction", "seed")}
@@ -299,17 +305,18 @@ class _Resolver:
             "packing": dataset.packing,
             "validation": validation,
         }
-        rows_key = key = key_of(["dataset", decides, tokens["splits"]])
+        rows_key = key = key_of(["dataset", decides, *splits])
         if self.config.format == "view":
             decides["format"] = "view"
-            key = key_of(["dataset", decides, tokens["splits"]])
+            key = key_of(["dataset", decides, *splits])
         return target_path(self.config.cache, model, name, max_length, key), {
             "key": key,
             "rows_key": rows_key,
-            "parts": 1 if self.config.format == "view" else self._parts(token_set),
+            "parts": 1 if self.config.format == "view" else self._parts(sets[0]),
             "model": model,
             "dataset": name,
-            "token_set": token_set,
+            "token_set": sets[0],
+            "target_set": sets[1] if dataset.document.is_pair else None,
             "tokenizer": self._folder(facts),
             **decides,
         }
@@ -355,6 +362,7 @@ class _Resolver:
             "weights": weights.model_dump() if weights else None,
             "weights_identity": identity,
             "weights_folder": self._weights_folder(model, weights, identity),
+            "pairs": self.config.datasets[cache["dataset"]].document.is_pair,
             "lora": lora,
             "architecture": settings.architecture,
             "trust_remote_code": settings.trust_remote_code,

@@ -86,7 +86,8 @@ def training(plan: Plan, path: str) -> Needs:
     # A small model trains faster on one thread than on several that wait for each other.
     threads, processes = 1 if hidden <= SMALL_HIDDEN else 8, settings["processes_per_node"]
     rows = settings["per_device_train_batch_size"]
-    in_a_batch = settings["max_tokens"] or rows * target["max_length"]
+    sides = 2 if run["pairs"] else 1  # each has max_length, or max_tokens, to itself
+    in_a_batch = sides * (settings["max_tokens"] or rows * target["max_length"])
     in_a_step = in_a_batch * settings["gradient_accumulation_steps"]
     activations = in_a_batch * 4 * (layers * 32 * hidden + 4 * vocabulary)
     a_parameter = FROZEN_BYTES_A_PARAMETER if run["lora"] else BYTES_A_PARAMETER
@@ -127,8 +128,11 @@ def _model(run: dict[str, Any], vocabulary: int) -> tuple[int, int, float]:
     if folder and (folder / "config.json").exists():
         given = read_json(folder / "config.json")
     hidden = _first(given, ("hidden_size", "n_embd", "d_model"), 1024)
-    layers = _first(given, ("num_hidden_layers", "n_layer", "num_layers"), 24)
-    inner = _first(given, ("intermediate_size", "n_inner", "d_ff"), 4 * hidden)
+    names = ("num_hidden_layers", "n_layer", "num_layers", "encoder_layers")
+    layers = encoder = _first(given, names, 24)
+    if run["pairs"]:
+        layers += _first(given, ("decoder_layers", "num_decoder_layers"), encoder)
+    inner = _first(given, ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim"), 4 * hidden)
     if run["weights"] and folder is None:
         return hidden, layers, UNKNOWN_PARAMETERS
     if folder:

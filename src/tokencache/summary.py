@@ -41,6 +41,7 @@ def _row(plan: Plan, path: str, run: str | None) -> list[Any]:
     splits = cache["splits"].values()
     tokens = sum(split["tokens"] for split in splits)
     rows = sum(split["rows"] for split in splits)
+    sides = 2 if "source" in cache["recipe"] else 1  # of pairs, each has max_length to fill
     trained = read_json(Path(run, RUN_FILE)) if run and Path(run, RUN_FILE).exists() else {}
     return [
         cache["model"],
@@ -48,7 +49,7 @@ def _row(plan: Plan, path: str, run: str | None) -> list[Any]:
         cache["settings"]["max_length"],
         sum(counts["documents"] for counts in cache["documents"].values()),
         tokens,
-        tokens / (rows * cache["settings"]["max_length"]),
+        tokens / (rows * sides * cache["settings"]["max_length"]),
         _packing(plan, path) or None,
         (_job("train", Path(run).relative_to(plan.results)) or None) if run else None,
         trained.get("validation_loss_before"),

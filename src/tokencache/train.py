@@ -18,7 +18,7 @@ import torch
 import transformers
 from transformers import TrainingArguments
 
-from . import __version__, adapters, collectives, hardware, metrics, models, ranks
+from . import __version__, adapters, collectives, hardware, metrics, models, ranks, translation
 from . import checkpoints as saved
 from .batching import Batches, Schedule
 from .collate import Collator, Split, split
@@ -72,7 +72,10 @@ def _train(run: dict[str, Any], out: Path, checkpoints: Path, turn: saved.Turn) 
     )
     schedule = batches.schedule(run["training"])
     arguments = _arguments(run, splits, batches, chosen, checkpoints)
-    collator = Collator(vocab.pad, run["max_length"], one.packed)
+    if run["pairs"]:
+        collator = translation.PairCollator(vocab.pad, run["max_length"], model)
+    else:
+        collator = Collator(vocab.pad, run["max_length"], one.packed)
     trainer = CacheTrainer(run, model, arguments, splits, collator, batches, chosen.peak)
     _say_start(run, trainer, schedule, chosen)
     if splits["train"].packed:
@@ -130,11 +133,11 @@ def _splits(run: dict[str, Any]) -> dict[str, Split]:
             f"{folder}: this is the cache {key}, but the plan is for {run['cache_key']}; "
             "run snakemake again, which makes a new plan"
         )
-    found = {
-        name: split(cache[name], about["splits"][name])
-        for name in ("train", "validation")
-        if name in cache
-    }
+    made = {name: about["splits"][name] for name in ("train", "validation") if name in cache}
+    if run["pairs"]:
+        found = {name: translation.split(cache[name]) for name in made}
+    else:
+        found = {name: split(cache[name], counts) for name, counts in made.items()}
     if not len(found["train"]):
         raise UserError(f"{folder}: no row of train has a token to predict; look at loss: and "
                         "document: of the data set")  # fmt: skip
@@ -147,6 +150,7 @@ def _splits(run: dict[str, Any]) -> dict[str, Split]:
 SAME_NAME = (
     "num_train_epochs", "max_steps", "per_device_eval_batch_size", "learning_rate",
     "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed", "logging_steps", "save_steps",
+    "adam_beta1", "adam_beta2", "adam_epsilon",
 )  # fmt: skip
 
 
@@ -162,7 +166,8 @@ def _arguments(
         per_device_train_batch_size=batches.rows or 1,
         gradient_accumulation_steps=batches.times,
         # A ratio of 1.0 would be read as one step.
-        warmup_steps=math.ceil(training["warmup_ratio"] * schedule.total),
+        warmup_steps=training["warmup_steps"]
+        or math.ceil(training["warmup_ratio"] * schedule.total),
         # Or it asks for a GPU.
         use_cpu=not cuda and (chosen.precision == "bfloat16" or ranks.count() > 1),
         activation_checkpointing=training["gradient_checkpointing"],
@@ -231,11 +236,13 @@ def _write_results(
             shutil.copyfile(file, folder / file.name)
     if run["chat_template"] is not None:
         (folder / "chat_template.jinja").write_text(run["chat_template"], encoding="utf-8")
+    if run["pairs"] and "validation" in trainer.splits:
+        translation.write_samples(folder, run, trainer)
     metrics.write(folder / "metrics.jsonl", records)
     title = f"{run['model']} on {run['dataset']}, max_length {run['max_length']}"
     metrics.plot_losses(folder / "loss.svg", records, title)
     metrics.plot_rates(folder / "throughput.svg", records, title)
-    by_epoch = metrics.epochs(records, trainer.in_epoch)
+    by_epoch = trainer.epochs()
     write_json(folder / "run.json", _facts(run, trainer, chosen.precision, by_epoch))
     meter = trainer.meter
     seconds = meter.seconds

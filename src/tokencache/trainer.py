@@ -26,20 +26,6 @@ from .metrics import say
 from .watch import Watch, describe
 
 
-def _token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The loss of each token but the first of each row, flat; 0 where it is no target."""
-    return functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1),
-        labels[:, 1:].flatten(),
-        ignore_index=IGNORED,
-        reduction="none",
-    )
-
-
-def _loss_of_tokens(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
-    return _token_losses(outputs["logits"], labels).sum() / num_items_in_batch
-
-
 class LogWithCheckpoints(TrainerCallback):
     """Log at each checkpoint, at each epoch's end and at the end: a resumed run has the same
     records."""
@@ -67,6 +53,7 @@ class CacheTrainer(Trainer):
         peak: float | None = None,
     ) -> None:
         self.planned, self.splits, self.batches = run, splits, batches
+        self.smoothing: float = run["training"]["label_smoothing_factor"]
         self.in_epoch = batches.schedule(run["training"]).in_epoch
         self.meter = Meter(model, peak)
         self.resumed_from: int | None = None
@@ -82,10 +69,10 @@ class CacheTrainer(Trainer):
             callbacks=[LogWithCheckpoints(self.in_epoch)],
         )
         self.remove_callback(PrinterCallback)
-        if not self.model_accepts_loss_kwargs:
+        if run["pairs"] or self.smoothing or not self.model_accepts_loss_kwargs:
             # Its own loss is a mean over a batch: wrong where batches are accumulated.
-            self.compute_loss_func = _loss_of_tokens
-            self._loss_shifts_labels = True
+            self.compute_loss_func = self._loss_of_tokens
+            self._loss_shifts_labels = not run["pairs"]
 
     @property
     def scratch(self) -> bool:
@@ -148,6 +135,30 @@ class CacheTrainer(Trainer):
         self._watch.end_step(self.state.global_step + 1, norm)
         return norm
 
+    def _token_losses(
+        self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0
+    ) -> torch.Tensor:
+        """The loss of each token, flat; 0 where it is no target.
+
+        A causal model predicts a row's own next tokens, so none predicts its first one; a
+        decoder gets the labels one place later.
+        """
+        if not self.planned["pairs"]:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        return functional.cross_entropy(
+            logits.float().flatten(0, 1),
+            labels.flatten(),
+            ignore_index=IGNORED,
+            reduction="none",
+            label_smoothing=smoothing,
+        )
+
+    def _loss_of_tokens(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any
+    ) -> torch.Tensor:
+        losses = self._token_losses(outputs["logits"], labels, self.smoothing)
+        return losses.sum() / num_items_in_batch
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The validation loss, averaged over every target token of the split."""
         with self.meter.paused():
@@ -162,7 +173,7 @@ class CacheTrainer(Trainer):
                     del batch[COUNTS]
                     batch = self._prepare_inputs(batch)
                     labels = batch.pop("labels")
-                    losses = _token_losses(self.model(**batch).logits, labels)
+                    losses = self._token_losses(self.model(**batch).logits, labels)
                     total += losses.double().sum().cpu()
             self.model.train()
             total = collectives.summed({"loss": total.item()})["loss"]
@@ -207,12 +218,16 @@ class CacheTrainer(Trainer):
         return {
             "loss": logs["loss"],
             "average_loss": metrics.average(so_far, step - (step - 1) % self.in_epoch - 1),
-            "perplexity": metrics.perplexity(logs["loss"]),
+            "perplexity": None if self.smoothing else metrics.perplexity(logs["loss"]),
             "learning_rate": logs["learning_rate"],
             # In float16 the loss scaler makes infinite ones, and skips those steps.
             "grad_norm": norm if math.isfinite(norm) else None,
             **self.meter.record(),
         }
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """Summaries of the epochs that are over."""
+        return metrics.epochs(self.state.log_history, self.in_epoch, self.smoothing > 0)
 
     def _say_epoch(self, record: dict[str, Any]) -> None:
         """At an epoch's end, when its last record is there."""
@@ -221,7 +236,7 @@ class CacheTrainer(Trainer):
         if metrics.is_training(record) and self.control.should_evaluate:
             return
         number = record["step"] // self.in_epoch
-        summaries = metrics.epochs(self.state.log_history, self.in_epoch)
+        summaries = self.epochs()
         if len(summaries) >= number:
             total = -(-self.state.max_steps // self.in_epoch)
             say(metrics.epoch_line(summaries[number - 1], total))

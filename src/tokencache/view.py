@@ -6,7 +6,8 @@
                                 with overflow: split also start, the first content token
     SPLIT/rows.arrow            packed: first, the number of each row's first window, and the end
 
-A row reads as it does from a dataset. This needs neither torch nor `datasets`.
+Of sources and targets, each has the files of a split, in SPLIT/source and SPLIT/target. A
+row reads as it does from a dataset. This needs neither torch nor `datasets`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from .documents import SIDES
 from .errors import UserError
 from .files import read_json
 from .gather import Gatherer, SplitRows
 from .messages import unknown
+from .pairs import PairRows
 from .readers import as_arrow, as_numpy, as_texts
 from .streams import Writer
 from .token_shards import Segments
@@ -167,9 +170,58 @@ class View:
         return Rows(windows, first, self.packed)
 
 
+class PairView:
+    """The rows of a split of sources and targets: a View whose labels are the targets' tokens."""
+
+    packed = False
+    column_names = ("input_ids", "labels")
+
+    def __init__(self, source: View, target: View) -> None:
+        self.source, self.target = source, target
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, wanted: int | slice | Sequence[int]) -> dict[str, Any]:
+        """One row, or of several rows a list for each column."""
+        source, target = self.source[wanted], self.target[wanted]
+        return {"input_ids": source["input_ids"], "labels": target["input_ids"]}
+
+    def __getitems__(self, wanted: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        """Rows by their numbers, negative ones from the end, gathered all at once."""
+        sides = (side.__getitems__(wanted) for side in (self.source, self.target))
+        return [
+            {"input_ids": source["input_ids"], "labels": target["input_ids"]}
+            for source, target in zip(*sides, strict=True)
+        ]
+
+    def select(self, wanted: Sequence[int]) -> PairView:
+        """A view of some of the rows, in that order."""
+        return PairView(self.source.select(wanted), self.target.select(wanted))
+
+    def lengths(self) -> np.ndarray:
+        """(2, rows) int64 tokens of each row's source and target."""
+        return np.stack([self.source.lengths(), self.target.lengths()])
+
+    def places(self, wanted: Sequence[int], source: Callable[[str], str]) -> dict[str, list[int]]:
+        """The documents of some rows, as of a View; a pair's sides are of the same row there."""
+        return self.source.places(wanted, source)
+
+    def check(self) -> None:
+        """Raises UserError where a token shard is missing; reading its rows would, too."""
+        self.source.check()
+        self.target.check()
+
+
+AnyView = View | PairView
+
+
 def open_cache(
     folder: str | Path, split: str | None = None
-) -> dict[str, View | datasets.Dataset] | View | datasets.Dataset:
+) -> dict[str, AnyView | datasets.Dataset] | AnyView | datasets.Dataset:
     """The splits of a cache of either format by name, or one of them.
 
     Raises UserError for a folder that is no cache, for one with a file that is missing or
@@ -181,7 +233,7 @@ def open_cache(
         raise UserError(f"{folder}: {unknown(split, splits, '', what='split')}")
     try:
         if (folder / VIEW_FILE).exists():
-            found = {name: View(folder, name) for name in splits}
+            found = {name: _view(folder, name) for name in splits}
             return found if split is None else found[split]
         # Imported here: it takes a second, and what is missing or damaged needs none of it.
         import datasets
@@ -189,6 +241,12 @@ def open_cache(
         return datasets.load_from_disk(str(folder if split is None else folder / split))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: the cache can't be read ({error}); {_mend(folder)}") from None
+
+
+def _view(folder: Path, split: str) -> AnyView:
+    if not (folder / split / SIDES[0]).exists():
+        return View(folder, split)
+    return PairView(*(View(folder, f"{split}/{side}") for side in SIDES))
 
 
 def _checked(folder: Path) -> list[str]:
@@ -216,19 +274,20 @@ def _mend(folder: Path) -> str:
 
 
 def write(
-    folder: Path, splits: dict[str, SplitRows], max_length: int, out: Path
+    folder: Path, splits: dict[str, SplitRows | PairRows], max_length: int, out: Path
 ) -> dict[Path, str]:
     """Write the files of a view that will be the folder `out`; returns checksums of the large."""
     checksums = {}
-    for name, split in splits.items():
-        (folder / name).mkdir()
+    sides = dict(_sides(splits))
+    for name, split in sides.items():
+        (folder / name).mkdir(parents=True)
         for file, columns in _tables(split, max_length, out).items():
             path = folder / name / file
             batch = pa.record_batch(columns)
             with Writer(path, batch.schema) as writer:
                 writer.write(batch)
             checksums[path] = writer.checksum()
-    one = splits["train"]
+    one = next(iter(sides.values()))
     view = {
         "splits": list(splits),
         "prefix": one.gather.prefix,
@@ -238,6 +297,15 @@ def write(
     }
     (folder / VIEW_FILE).write_text(json.dumps(view))
     return checksums
+
+
+def _sides(splits: dict[str, SplitRows | PairRows]) -> Iterator[tuple[str, SplitRows]]:
+    """What has files of its own, by its folder: each split, or each side of it."""
+    for name, split in splits.items():
+        if isinstance(split, PairRows):
+            yield from ((f"{name}/{side}", getattr(split, side)) for side in SIDES)
+        else:
+            yield name, split
 
 
 def _tables(split: SplitRows, max_length: int, out: Path) -> dict[str, dict[str, pa.Array]]:

@@ -11,7 +11,7 @@ import torch
 from . import collectives
 from .collate import Split
 from .files import read_json
-from .view import View
+from .view import PairView, View
 
 MOST_NAMED = 8  # rows or documents in a message
 
@@ -69,7 +69,7 @@ def describe(split: Split, cache: Path, rows: list[int]) -> str:
     """Rows of train as a person finds them; of a view also the rows of its sources."""
     numbers = sorted(split.in_cache(rows))
     said = f"{_listed(list(map(str, numbers)))} of train in {cache}"
-    if isinstance(split.all_rows, View):
+    if isinstance(split.all_rows, View | PairView):
         files = {
             shard["tokens"]: file["path"]
             for found in read_json(cache / "cache.json").get("sources", {}).values()

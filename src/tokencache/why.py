@@ -45,11 +45,13 @@ def _is_fresh(plan: Plan, path: str, run: str | None) -> bool:
 def _rows(plan: Plan, shown: list[tuple[str, str | None]]) -> list[dict[str, str]]:
     """Of shown ones alone: what a cache was made of is long, and slow to read and compare."""
     caches_of, runs_of = _remembering(inventory.caches_of), _remembering(inventory.runs_of)
-    token_sets = {plan.caches[path]["token_set"] for path, _ in shown}
-    amounts = {key: _amount(plan, plan.missing_of(key)) or "-" for key in token_sets}
+    amounts: dict[tuple[str, ...], str] = {}  # of token sets, which many lengths share
     rows = []
     for path, run in shown:
         entry = plan.caches[path]
+        sets = plan.sets_of(entry)
+        if sets not in amounts:
+            amounts[sets] = _amount(plan, plan.missing_of(entry)) or "-"
         rows.append(
             {
                 "model": entry["model"],
@@ -57,7 +59,7 @@ def _rows(plan: Plan, shown: list[tuple[str, str | None]]) -> list[dict[str, str
                 "max_length": str(entry["max_length"]),
                 "cache": _cache_reason(plan, path, caches_of),
                 "training": _run_reason(plan, run, runs_of) if run else "",
-                "to tokenize": amounts[entry["token_set"]],
+                "to tokenize": amounts[sets],
             }
         )
     return rows
