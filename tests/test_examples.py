@@ -38,6 +38,20 @@ def test_four_models(workflow):
     assert workflow.jobs("deepseek", *files) == {"pack": 2, "train": 2}
 
 
+def test_translation(workflow):
+    files = ("--configfile=examples/translation.yaml",)
+    command = [sys.executable, "examples/number_words.py", "data"]
+    subprocess.run(command, cwd=workflow.folder, check=True, capture_output=True)
+    assert workflow.jobs(*files) == {"train_tokenizer": 1, "tokenize": 2, "pack": 1, "train": 1}
+    workflow.run(*files, "--config", "training={max_steps: 250, eval_steps: 250}")
+    [out] = workflow.folder.glob("results/small/numbers/*")
+    run = json.loads((out / "run.json").read_text())
+    assert run["sane"] and run["validation_loss"] < 0.8
+    said = [json.loads(line) for line in (out / "translations.jsonl").open(encoding="utf-8")]
+    # What it says may be wrong still, but is made of the right words.
+    assert len(said) == 20 and all("tausend" in line["translation"] for line in said[:5])
+
+
 def test_four_models_at_full_size_are_the_published_ones():
     path = ROOT / "examples/four-models.yaml"
     config = load(yaml.safe_load(path.read_text()) | {"size": "full"}, [path])
