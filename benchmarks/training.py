@@ -151,8 +151,8 @@ def run_arm(folder: Path, arm: Arm, steps: int, useful: int, rows_at_once: int) 
         optimizer.zero_grad()
     _wait(device)
     seconds = time.perf_counter() - started
-    of_a_token, of_a_pair = meter.model_flops(model)
-    flops = of_a_token * counts["targets"] + of_a_pair * counts["squares"]
+    of_each = meter.model_flops(model)
+    flops = of_each["tokens"] * counts["targets"] + of_each["squares"] * counts["squares"]
     return {
         "useful_tokens_per_second": counts["targets"] / seconds,
         "useful_share": counts["targets"] / counts["computed"],

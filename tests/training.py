@@ -181,15 +181,3 @@ def loss_alone(model, found):
             total += model(ids, labels=ids).loss.item() * (len(document) - 1)
             targets += len(document) - 1
     return total / targets
-
-
-def stop_at(monkeypatch, step):
-    """Make a run fail after the checkpoint of this step."""
-    rotate = saved.rotate
-
-    def rotate_and_stop(folder, limit):
-        rotate(folder, limit)
-        if Path(folder, f"checkpoint-{step}").exists():
-            raise InterruptedError
-
-    monkeypatch.setattr(saved, "rotate", rotate_and_stop)
