@@ -7,7 +7,7 @@ from typing import Any
 
 from tables import table
 
-NEEDED = {"compare", "tenfold", "growth", "append", "graphs"}
+NEEDED = {"compare", "growth", "append", "graphs"}
 OURS = "tokencache jobs"
 USUAL = "datasets.map, all cores"
 BYTE_LEVEL, SENTENCEPIECE = ("gpt2", "qwen2.5", "bpe"), ("mistral-v3-spm",)
@@ -31,7 +31,7 @@ Row = tuple[str, str, str, bool]
 
 
 def _all(results: dict[str, Any]) -> Iterator[Row]:
-    compared = [*results["compare"], *results["tenfold"]]
+    compared = [*results["compare"], *results.get("tenfold", [])]
     for corpus, tokenizers, kind, aim in RATIOS:
         for entry in compared:
             if entry["tokenizer"] in tokenizers and corpus in (None, entry["corpus"]["name"]):

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +22,7 @@ import measure
 import ours
 import peers
 import report
+import scale
 
 DATA = Path(__file__).parent / "data"
 OURS = ("tokencache jobs", "tokencache workflow")
@@ -33,6 +35,7 @@ WORK = {
 # The same with ten times the data, where the start of a process counts for less.
 MORE_WORK = {"instruct": ("gpt2", "bpe")}
 MORE_PEERS = ["datasets.map, all cores"]
+PARTS = ("where", "scale", "compare", "tenfold")
 
 
 class Bench:
@@ -113,11 +116,13 @@ def compare(bench: Bench, names: list[str], rounds: int, enough: float) -> dict[
     return {"tokens": agreed["tokens"], "found": found, "left_out": left_out}
 
 
-def compare_all(
-    arguments: argparse.Namespace, size: str, work: dict[str, tuple[str, ...]]
-) -> list[dict[str, Any]]:
+def compared(
+    arguments: argparse.Namespace, part: str, size: str, work: dict[str, tuple[str, ...]],
+    wanted: list[str] | None,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """A part of the results, again with each (corpus, tokenizer) that is done."""
     known = corpora.tokenizers(DATA / "tokenizers")
-    results = []
+    entries = []
     for name in arguments.corpora:
         corpus = corpora.corpus(name, size, DATA / "corpora")
         about = json.loads((corpus / "corpus.json").read_text())
@@ -126,12 +131,12 @@ def compare_all(
                 continue
             print(f"{name} ({size}), {tokenizer}", file=sys.stderr)
             bench = Bench(corpus, known[tokenizer], corpora.MAX_LENGTH[name])
-            names = [*OURS, *taking_part(arguments.peers, known[tokenizer])]
+            names = [*OURS, *taking_part(wanted, known[tokenizer])]
             told = compare(bench, names, arguments.rounds, arguments.enough)
             about_run = {"tokenizer": tokenizer, "max_length": bench.max_length}
-            results.append({"corpus": about} | about_run | told)
+            entries.append({"corpus": about} | about_run | told)
             shutil.rmtree(bench.folder)
-    return results
+            yield {part: entries}
 
 
 def where_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -165,6 +170,19 @@ def taking_part(wanted: list[str] | None, tokenizer: Path) -> list[str]:
     return [name for name in names if wanted is None or name in wanted]
 
 
+def parts(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What is found, as soon as it is."""
+    size = arguments.size
+    if "where" in arguments.parts:
+        yield {"where": where_all(arguments)}
+    if "scale" in arguments.parts:
+        yield scale.all_of(size, arguments.rounds, DATA)
+    if "compare" in arguments.parts:
+        yield from compared(arguments, "compare", size, WORK, arguments.peers)
+    if "tenfold" in arguments.parts:
+        yield from compared(arguments, "tenfold", corpora.TENFOLD[size], MORE_WORK, MORE_PEERS)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--size", default="full", choices=[*corpora.SIZES][:3])
@@ -175,23 +193,15 @@ def main() -> None:
         "--enough", type=float, default=40, help="seconds after which one takes no more turns"
     )
     parser.add_argument("--peers", nargs="+", choices=[*peers.PEERS], help="default: all")
-    parser.add_argument("--parts", nargs="+", default=["compare", "tenfold", "where", "scale"])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     arguments = parser.parse_args()
     os.environ.setdefault("DOLMA_BIN", str(measure.ROOT / ".venv-bench-dolma" / "bin"))
     results: dict[str, Any] = {"machine": measure.machine(), "rounds": arguments.rounds}
-    if "compare" in arguments.parts:
-        results["compare"] = compare_all(arguments, arguments.size, WORK)
-    if "tenfold" in arguments.parts:
-        arguments.peers, size = MORE_PEERS, corpora.TENFOLD[arguments.size]
-        results["tenfold"] = compare_all(arguments, size, MORE_WORK)
-    if "where" in arguments.parts:
-        results["where"] = where_all(arguments)
-    if "scale" in arguments.parts:
-        import scale
-
-        results |= scale.all_of(arguments.size, arguments.rounds, DATA)
-    (DATA / "results.json").write_text(json.dumps(results, indent=1))
-    report.write(results, Path(__file__).parent)
+    for found in parts(arguments):
+        # Kept at once, whatever becomes of the rest of an hour's work.
+        results |= found
+        (DATA / "results.json").write_text(json.dumps(results, indent=1))
+        report.write(results, Path(__file__).parent)
 
 
 if __name__ == "__main__":
