@@ -16,9 +16,10 @@ from shards import entry, tokens
 from workflow import Workflow, rows
 
 from tokencache import documents, machine, pack, sources, tokenize, tokenizers
-from tokencache.config import Dataset, Reference
+from tokencache.config import Dataset
 from tokencache.errors import UserError
 from tokencache.machine import BALANCED, FROM_DISK, GB, IN_MEMORY, MIB, Allowed, Told
+from tokencache.references import Reference
 
 SOURCES = Path(__file__).parents[1] / "src"
 
