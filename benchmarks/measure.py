@@ -101,7 +101,8 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in LIBRARIES},
         "commit": _commit(),
-        "load": os.getloadavg()[0],
+        # The load average would still count what ended minutes ago.
+        "busy": psutil.cpu_percent(2) / 100,
         "date": time.strftime("%Y-%m-%d"),
         "command": "make bench " + " ".join(sys.argv[1:]),
     }

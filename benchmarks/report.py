@@ -35,10 +35,8 @@ def markdown(results: dict[str, Any]) -> str:
 def _head(machine: dict[str, Any], rounds: int) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     busy = ""
-    if machine["load"] > 0.5:
-        busy = (
-            f"\n\n**Preliminary:** the machine was busy (load {machine['load']:.1f} at the start)."
-        )
+    if machine["busy"] > 0.1:
+        busy = f"\n\n**Preliminary:** others used {machine['busy']:.0%} of the cores at the start."
     return f"""# Measured side by side
 
 Made by `{machine["command"].strip()}` on {machine["date"]}, commit {machine["commit"]}: \

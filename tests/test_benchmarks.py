@@ -76,7 +76,7 @@ def run(seconds):
 
 RESULTS = {
     "machine": {"processor": "a processor", "cores": 2, "memory_gb": 24, "system": "Linux",
-                "python": "3.11", "versions": {"tokenizers": "1.0"}, "commit": "abc", "load": 0.0,
+                "python": "3.11", "versions": {"tokenizers": "1.0"}, "commit": "abc", "busy": 0.0,
                 "date": "2026-01-01", "command": "make bench --size small"},
     "rounds": 3,
     "compare": [{
@@ -119,8 +119,8 @@ def test_the_table_says_what_was_measured():
 
 
 def test_figures_of_a_busy_machine_are_marked():
-    busy = RESULTS | {"machine": RESULTS["machine"] | {"load": 3.0}}
-    assert "**Preliminary:** the machine was busy (load 3.0" in report.markdown(busy)
+    busy = RESULTS | {"machine": RESULTS["machine"] | {"busy": 0.7}}
+    assert "**Preliminary:** others used 70% of the cores" in report.markdown(busy)
 
 
 def test_the_plot_is_drawn(tmp_path):
