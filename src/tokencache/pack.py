@@ -25,7 +25,7 @@ from .progress import Progress
 from .readers import as_arrow
 from .streams import Writer
 from .token_shards import Documents
-from .windows import draw_validation, rows, windows
+from .windows import rows, split_of, windows
 
 ROWS_IN_A_BATCH = 1000
 TOKENS_IN_A_BATCH = 2**22  # ends a batch earlier, so that long rows need no more memory
@@ -108,14 +108,10 @@ def _splits(
     for name, part in tokens["splits"].items():
         documents = Documents(part["paths"])
         found, counts[name] = windows(documents, max_length, cache["overflow"], prefix + suffix)
-        chosen = {name: found}
-        if isinstance(cache["validation"], dict) and cache["validation"]["fraction"]:
-            fraction, seed = cache["validation"]["fraction"], cache["validation"]["seed"]
-            kept = draw_validation(documents, part["shards"], fraction, seed)[found.document]
-            chosen = {"train": found[~kept], "validation": found[kept]}
+        chosen = split_of(name, cache["validation"], documents, part["shards"], found)
         gather = Gatherer(documents.segments, prefix, suffix, documents.masked)
         for split, mine in chosen.items():
-            packed = rows(mine, max_length, packing, prefix + suffix)
+            packed = rows(found[mine], max_length, packing, prefix + suffix)
             splits[split] = SplitRows(packed, gather, documents)
     return splits, counts
 

@@ -10,7 +10,7 @@ import numpy as np
 from .errors import UserError
 from .gather import Column, Gatherer, SplitRows
 from .token_shards import Documents
-from .windows import Rows, Windows, draw_validation
+from .windows import Rows, Windows, split_of
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,13 @@ def splits(
         sides = [Documents(side[name]["paths"]) for side in (tokens["splits"], tokens["targets"])]
         _check(name, *sides)
         cut, counts[name] = windows(*sides, max_length, cache["overflow"], specials)
-        chosen = {name: np.ones(len(cut[0]), bool)}
-        if isinstance(cache["validation"], dict) and cache["validation"]["fraction"]:
-            fraction, seed = cache["validation"]["fraction"], cache["validation"]["seed"]
-            kept = draw_validation(sides[0], part["shards"], fraction, seed)[cut[0].document]
-            chosen = {"train": ~kept, "validation": kept}
+        chosen = split_of(name, cache["validation"], sides[0], part["shards"], cut[0])
         for split, mine in chosen.items():
             rows = []
             for documents, some in zip(sides, cut, strict=True):
                 gather = Gatherer(documents.segments, tokens["prefix"], tokens["suffix"], False)
-                single = Rows(some[mine], np.arange(mine.sum() + 1), packed=False)
+                own = some[mine]
+                single = Rows(own, np.arange(len(own) + 1), packed=False)
                 rows.append(SplitRows(single, gather, documents))
             found[split] = PairRows(*rows)
     return found, counts

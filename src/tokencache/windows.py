@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from blake3 import blake3
@@ -94,6 +95,19 @@ def windows(
         counts["tokens_lost"] = int(content[long].sum() + specials * long.sum())
         number, content = number[~long], content[~long]
     return Windows(number, np.zeros_like(number), np.minimum(content, room)), counts
+
+
+def split_of(
+    name: str, validation: Any, documents: Documents, shard_keys: list[str], found: Windows
+) -> dict[str, slice | np.ndarray]:
+    """Which windows of a set of token shards go into which split: all into the one of its
+    name, or, where `validation` is {fraction, seed}, some into validation and the rest into
+    train."""
+    if not isinstance(validation, dict) or not validation["fraction"]:
+        return {name: slice(None)}
+    fraction, seed = validation["fraction"], validation["seed"]
+    kept = draw_validation(documents, shard_keys, fraction, seed)[found.document]
+    return {"train": ~kept, "validation": kept}
 
 
 def draw_validation(
