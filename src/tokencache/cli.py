@@ -1,17 +1,20 @@
-"""The command line: `tokencache STAGE --plan FILE TARGET`, one call a job."""
+"""The command line: `tokencache STAGE --plan FILE TARGET`, one call a job, and the verbs."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 # Nothing that loads NumPy or another library that reads its number of threads at its start.
 from . import __version__, machine, ranks, slurm
 from .errors import UserError
 from .files import DISK_FULL
+from .operate import VERBS
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -28,7 +31,8 @@ STAGES = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(called: str = "") -> argparse.ArgumentParser:
+    """The parser; of the verbs, only the one that is called says what it understands."""
     top = argparse.ArgumentParser("tokencache", description="Tokenize once, train many.")
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -41,7 +45,15 @@ def parser() -> argparse.ArgumentParser:
             _add_launch_words(stage)
     summary = commands.add_parser("summary", help="a table of what a plan's targets came to")
     summary.add_argument("--plan", help="default: the newest plan")
+    for name, text in VERBS.items():
+        verb = commands.add_parser(name, help=text, description=text)
+        if name == called:
+            _module(name).add_words(verb)
     return top
+
+
+def _module(verb: str) -> ModuleType:
+    return import_module(f".operate.{verb}", __package__)
 
 
 def _add_launch_words(stage: argparse.ArgumentParser) -> None:
@@ -50,12 +62,14 @@ def _add_launch_words(stage: argparse.ArgumentParser) -> None:
     stage.add_argument("--rendezvous", help=argparse.SUPPRESS)  # from launch to itself
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int | None:
+    if arguments.command in VERBS:
+        return _module(arguments.command).run(arguments)
     if arguments.command == "summary":
         from . import summary
 
         print(summary.table(Plan.read(arguments.plan) if arguments.plan else Plan.newest()))
-        return
+        return None
     plan = Plan.read(arguments.plan)
     chosen = machine.settle(arguments.command, arguments.threads)
     # Of several processes, the one that starts the others speaks and looks for all.
@@ -70,12 +84,12 @@ def run(arguments: argparse.Namespace) -> None:
             checkpoints.wait_for_others(Path(arguments.target))
         if arguments.command != "tokenize" and Path(arguments.target).exists():
             print(f"{arguments.target} is there: another process made it", file=sys.stderr)
-            return
+            return None
     if arguments.command == "train" and (call := _several(plan, arguments)):
         from . import launch
 
         launch.start(call)
-        return
+        return None
     if ranks.launched():
         ranks.end_with_parent()
     chosen.apply()  # before the stage is imported
@@ -99,6 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
         if error.args != (arguments.target,):
             raise
         raise UserError(f"{arguments.plan} has no {arguments.target!r}") from None
+    return None
 
 
 def _several(plan: Plan, arguments: argparse.Namespace) -> Call | None:
@@ -118,8 +133,9 @@ def _several(plan: Plan, arguments: argparse.Namespace) -> Call | None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
     try:
-        run(parser().parse_args(argv))
+        return run(parser(words[0] if words else "").parse_args(words)) or 0
     except UserError as error:
         print(f"tokencache: {ranks.in_turn(str(error))}", file=sys.stderr)
         return 1
@@ -130,7 +146,6 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,12 @@
+"""What a person does with caches day after day: one module a verb of the command line.
+
+Each has `add_words(parser)`, which says what it understands, and `run(arguments)`, which does it,
+prints, and returns an exit status or None for 0. VERBS says which there are; a verb's module,
+and what it needs, is only loaded when it is called.
+"""
+
+from __future__ import annotations
+
+VERBS = {
+    "path": "print the folder of a cache, for a script",
+}
