@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -16,32 +17,52 @@ from safetensors.torch import load_file
 from training import SOURCES, deterministic, make_cache, make_run, records, trained
 from workflow import TINY, Workflow, kill, rows
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+# In one worker, so that what the tests share is made once.
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("distributed")]
 
 RANK = """
-import json, sys
+import json, os, sys
 from pathlib import Path
+import transformers.trainer
 from tokencache import train
-train.train(json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+for run, folder, port in json.loads(sys.argv[1]):
+    if process := os.fork():
+        if os.waitpid(process, 0)[1]:
+            sys.exit(1)
+        continue
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
+    train.train(run, Path(folder, "out"), Path(folder, ".out.checkpoints"))
+    break
 """
 
 
 def start(run, folder, processes):
     """A run on several processes of this machine, as torchrun starts them."""
-    folder.mkdir(exist_ok=True)
-    (folder / "rank.py").write_text(RANK)
-    out = folder / "out"
+    return start_each([(run, folder)], processes)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def start_each(runs, processes):
+    """Several runs, each with its folder, one after the other; it is the start that takes long."""
+    for _, folder in runs:
+        folder.mkdir(exist_ok=True)
+    script = runs[0][1] / "rank.py"
+    script.write_text(RANK)
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={processes}", str(folder / "rank.py"),
-        json.dumps(run), str(out), str(folder / ".out.checkpoints"),
+        f"--nproc-per-node={processes}", str(script),
+        json.dumps([(run, str(folder), free_port()) for run, folder in runs]),
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def log_of(process):
-    log = process.communicate(timeout=300)[1]
+    log = process.communicate(timeout=200)[1]
     assert process.returncode == 0, log
     return log
 
@@ -58,28 +79,35 @@ def assert_nearly_equal(some, other, file="model.safetensors"):
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("packed", "settings"),
-    [
-        # 45 rows are five steps of 8 and one of 5, which is 3 rows for one rank, 2 for the other.
-        (False, {"per_device_train_batch_size": 8}),
-        # A last step of one row, which only one rank has; batches of 1 and 2 rows.
-        (False, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),
-        (True, {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4}),
-        (False, {"gradient_checkpointing": True, "max_steps": 3}),
-        # Whole batches of about 64 tokens; an epoch's last step may have one for one rank alone.
-        (False, {"max_tokens": 64, "gradient_accumulation_steps": 2}),
-        (True, {"max_tokens": 64, "gradient_accumulation_steps": 4, "dataloader_num_workers": 1}),
-        (False, {"per_device_train_batch_size": 8, "group_by_length": True}),
-    ],
-)
-def test_two_processes_are_as_good_as_one(packed, settings, tokenizer, tmp_path):
-    cache = make_cache(tmp_path / "cache", packed=packed, rows=45)
-    run = make_run(cache, tokenizer, logging_steps=1, num_train_epochs=2, **settings)
-    alone = trained(run, tmp_path / "alone")
-    log = log_of(start(run, tmp_path / "two", 2))
-    assert "2 processes on 1 node" in log and log.count("documents are kept apart") == packed
-    assert_nearly_equal(tmp_path / "two" / "out", alone)
+SHARED = {
+    # 45 rows are five steps of 8 and one of 5, which is 3 rows for one rank, 2 for the other.
+    "rows": (False, {"per_device_train_batch_size": 8}),
+    # A last step of one row, which only one rank has; batches of 1 and 2 rows.
+    "accumulated": (
+        False, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    ),
+    "packed": (True, {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4}),
+    "checkpointing": (False, {"gradient_checkpointing": True, "max_steps": 3}),
+    # Whole batches of about 64 tokens; an epoch's last step may have one for one rank alone.
+    "tokens": (False, {"max_tokens": 64, "gradient_accumulation_steps": 2}),
+    "packed-tokens": (
+        True, {"max_tokens": 64, "gradient_accumulation_steps": 4, "dataloader_num_workers": 1},
+    ),
+    "by-length": (False, {"per_device_train_batch_size": 8, "group_by_length": True}),
+}  # fmt: skip
+
+
+def test_two_processes_are_as_good_as_one(tokenizer, tmp_path):
+    caches = {p: make_cache(tmp_path / f"cache-{p}", packed=p, rows=45) for p in (False, True)}
+    runs = {
+        name: make_run(caches[packed], tokenizer, logging_steps=1, num_train_epochs=2, **settings)
+        for name, (packed, settings) in SHARED.items()
+    }
+    log = log_of(start_each([(run, tmp_path / name) for name, run in runs.items()], 2))
+    assert log.count("2 processes on 1 node") == len(runs)
+    assert log.count("documents are kept apart") == 2
+    for name, run in runs.items():
+        assert_nearly_equal(tmp_path / name / "out", trained(run, tmp_path / f"{name}-alone"))
 
 
 def test_two_processes_that_are_killed_go_on_to_the_same_bytes(tokenizer, tmp_path):

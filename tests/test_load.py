@@ -19,6 +19,9 @@ import tokencache
 from tokencache.errors import UserError
 from tokencache.view import open_cache
 
+# In one worker, so that what the tests share is made once.
+pytestmark = pytest.mark.xdist_group("load")
+
 CONFIG = {
     "shard_size": 32768,
     "models": {"one": {"tokenizer": "tokenizer"}},

@@ -24,7 +24,8 @@ from transformers import AutoModelForCausalLM
 
 from tokencache import models
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+# In one worker, so that what the tests share is made once.
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("lora")]
 
 SETTINGS = {"r": 4, "lora_alpha": 8}
 

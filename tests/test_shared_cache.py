@@ -16,6 +16,9 @@ from workflow import Workflow, environment, kill, rows
 
 from tokencache import files, inventory
 
+# In one worker, so that what the tests share is made once.
+pytestmark = pytest.mark.xdist_group("shared_cache")
+
 GROUP = 23000
 ANNA, BEN = 23001, 23002  # numbers do: nobody needs an account
 

@@ -29,7 +29,8 @@ from tokencache.collate import COUNTS, NO_ROW
 from tokencache.meter import model_flops
 from tokencache.translation import PairCollator
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+# In one worker, so that what the tests share is made once.
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("translation")]
 
 BART = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
         "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}  # fmt: skip

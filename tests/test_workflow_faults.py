@@ -13,6 +13,9 @@ import pytest
 from conftest import make_tokenizer
 from workflow import TINY, Workflow, kill, rows
 
+# In one worker, so that what the tests share is made once.
+pytestmark = pytest.mark.xdist_group("workflow_faults")
+
 CONFIG = {
     "shard_size": 32768,
     "models": {"one": {"tokenizer": "tokenizer", "architecture": TINY}},

@@ -11,6 +11,9 @@ import yaml
 from conftest import make_tokenizer
 from workflow import TINY, Workflow, rows, write_rows
 
+# In one worker, so that what the tests share is made once.
+pytestmark = pytest.mark.xdist_group("workflow_reruns")
+
 ROWS = 1200
 
 

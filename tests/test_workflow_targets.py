@@ -14,6 +14,9 @@ from workflow import TINY, Workflow, rows, write_rows
 from tokencache import lease
 from tokencache.plan import building_path
 
+# In one worker, so that what the tests share is made once.
+pytestmark = pytest.mark.xdist_group("workflow_targets")
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):

@@ -10,6 +10,9 @@ from workflow import TINY, Workflow, rows
 import tokencache
 from tokencache.view import View, open_cache
 
+# In one worker, so that what the tests share is made once.
+pytestmark = pytest.mark.xdist_group("workflow_views")
+
 
 def config(**more):
     return {
