@@ -43,7 +43,7 @@ def test_translation(workflow):
     command = [sys.executable, "examples/number_words.py", "data"]
     subprocess.run(command, cwd=workflow.folder, check=True, capture_output=True)
     assert workflow.jobs(*files) == {"train_tokenizer": 1, "tokenize": 2, "pack": 1, "train": 1}
-    workflow.run(*files, "--config", "training={max_steps: 250, eval_steps: 250}")
+    workflow.run(*files, "--config", "sizes={quick: {training: {max_steps: 250, eval_steps: 250}}}")
     [out] = workflow.folder.glob("results/small/numbers/*")
     run = json.loads((out / "run.json").read_text())
     assert run["sane"] and run["validation_loss"] < 0.8
@@ -52,11 +52,33 @@ def test_translation(workflow):
     assert len(said) == 20 and all("tausend" in line["translation"] for line in said[:5])
 
 
+def test_code(workflow):
+    files = ("--configfile=examples/code.yaml",)
+    workflow.run("caches", *files)
+    [cache] = workflow.folder.glob("cache/small/code/256-*/cache.json")
+    splits = json.loads(cache.read_text())["splits"]
+    assert splits["train"]["rows"] > 20 * splits["validation"]["rows"]
+    assert workflow.jobs(*files) == {"train": 1}
+
+
+def sized(name, size):
+    path = ROOT / "examples" / name
+    return load(yaml.safe_load(path.read_text()) | {"size": size}, [path])
+
+
 def test_four_models_at_full_size_are_the_published_ones():
-    path = ROOT / "examples/four-models.yaml"
-    config = load(yaml.safe_load(path.read_text()) | {"size": "full"}, [path])
+    config = sized("four-models.yaml", "full")
     assert set(config.models) == {"deepseek", "llama", "mistral", "qwen"}
     assert all("@" in model.weights for model in config.models.values())
+
+
+@pytest.mark.parametrize("name, size", [
+    ("code.yaml", "full"), ("translation.yaml", "middle"), ("translation.yaml", "full"),
+])  # fmt: skip
+def test_larger_sizes_take_a_data_set_of_the_hub(name, size):
+    config = sized(name, size)
+    assert all("@" in dataset.hub for dataset in config.datasets.values())
+    assert len(config.combinations()) == len(config.max_length)
 
 
 def test_snakemake_and_snakefmt_have_nothing_to_say(workflow):
