@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo cluster-demo cluster-stop test bench lint format lock clean
+.PHONY: demo cluster-demo cluster-stop test bench lint format site lock clean
 .DELETE_ON_ERROR:
 
 # Remade when the locked versions change.
@@ -66,6 +66,10 @@ format: $(VENV)/done
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile rules
 
+# The documentation as a site, in site/.
+site: $(VENV)/done
+	$(BIN)/mkdocs build --strict
+
 # Pins what envs/*.in name, with all that those need. Run it to move to newer versions.
 lock: $(VENV)/done
 	for name in workflow tokenize train dev bench bench-dolma; do \
@@ -75,4 +79,4 @@ lock: $(VENV)/done
 	done
 
 clean:
-	rm -rf $(VENV)* .snakemake .tokencache cache results logs data benchmarks/data
+	rm -rf $(VENV)* site .snakemake .tokencache cache results logs data benchmarks/data
