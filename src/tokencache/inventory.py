@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import mmap
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -9,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .files import read_json
+from .files import key_of, read_json
+from .marks import MARKS
 
 # Shared by all models.
 SHARED = ("sources", "tokenizers", "tokens")
@@ -22,9 +25,87 @@ TARGET = re.compile(r"[0-9]+-[0-9a-f]{12}")
 REST = re.compile(r"\.[0-9]+-[0-9a-f]{12}\..*(checkpoints|building|parts|tmp)")
 
 CACHE_FILE, RUN_FILE = "cache.json", "run.json"
+BEFORE_SOURCES, AFTER_SOURCES = b'\n "sources": ', b'\n "splits": '
 
 # Of one name, these many are read: what a cache was made of can be megabytes.
 NEWEST = 10
+
+
+def brief(cache: str | Path) -> dict[str, Any]:
+    """cache.json without `sources`, which lists each shard and can be megabytes.
+
+    Raises OSError and ValueError where the file can't be read.
+    """
+    about = json.loads(_parted(cache)[0])
+    if not isinstance(about, dict):
+        raise ValueError(f"{cache}: no keys are in its {CACHE_FILE}")
+    about.pop("sources", None)
+    return about
+
+
+def sources_text(cache: str | Path) -> bytes:
+    """Only `sources` of cache.json, as JSON: caches of the same shards have the same text.
+
+    Raises OSError, and ValueError where it can't be found.
+    """
+    if text := _parted(cache)[1]:
+        return text
+    raise ValueError(f"{cache}: no sources are in its {CACHE_FILE}")
+
+
+def _parted(cache: str | Path) -> tuple[bytes, bytes]:
+    """The text of cache.json without `sources`, and of these alone, if they can be told apart.
+
+    That goes by how `write_json` lays it down: what follows a line's end and one space is a
+    key of the top level, and nothing else is.
+    """
+    with (
+        open(Path(cache, CACHE_FILE), "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
+    ):
+        start, stop = text.find(BEFORE_SOURCES), text.rfind(AFTER_SOURCES)
+        if not 0 <= start < stop:
+            return text[:], b""
+        return text[:start] + text[stop:], text[start + len(BEFORE_SOURCES) : stop].rstrip(b",\n")
+
+
+def rows_key(about: dict[str, Any]) -> str:
+    """Of all that cache.json says of a cache: what a run that used it calls it by.
+
+    It is the same for both formats, and the key of a dataset.
+    """
+    settings = dict(about["settings"])
+    if settings.pop("format", "dataset") == "dataset":
+        return about["key"]
+    shards = {
+        split: [shard for file in files for shard in file["shards"]]
+        for split, files in about["sources"].items()
+    }
+    sides = ("tokens", "target_tokens") if "source" in about["recipe"] else ("tokens",)
+    tokens = [
+        {split: [shard[side] for shard in found] for split, found in shards.items()}
+        for side in sides
+    ]
+    return key_of(["dataset", settings, *tokens])
+
+
+def cache_folders(cache: str | Path) -> Iterator[Path]:
+    """The folder of each cache, of every model and data set, in order."""
+    for model in _folders(Path(cache)):
+        if model.name not in SHARED:
+            yield from _targets(model)
+
+
+def run_folders(results: str | Path) -> Iterator[Path]:
+    """The folder of each finished run, in order."""
+    for model in _folders(Path(results)):
+        yield from _targets(model)
+
+
+def _targets(model: Path) -> Iterator[Path]:
+    for dataset in _folders(model):
+        found = [folder for folder in _folders(dataset) if TARGET.fullmatch(folder.name)]
+        yield from sorted(found, key=lambda folder: int(folder.name.partition("-")[0]))
 
 
 def caches_of(cache: str, model: str, dataset: str, max_length: str) -> list[dict[str, Any]]:
@@ -63,7 +144,7 @@ def made(cache: str, results: str, by_others: bool = False) -> dict[tuple[str, s
     """
 
     def wanted(folder: Path) -> bool:
-        return _is_mine(folder) != by_others
+        return is_mine(folder) != by_others
 
     shared = [str(path) for name in SHARED for path in _shared(Path(cache, name), wanted)]
     found = {("shared", ""): shared} if shared else {}
@@ -77,10 +158,14 @@ def made(cache: str, results: str, by_others: bool = False) -> dict[tuple[str, s
     return found
 
 
-def _is_mine(folder: Path) -> bool:
-    """Whether this user made a folder and all that is in it, as far as one can see."""
+def is_mine(folder: Path) -> bool:
+    """Whether this user made a folder and all that is in it, as far as one can see.
+
+    Anyone who uses a cache leaves marks in it.
+    """
     try:
-        return all(path.lstat().st_uid == os.geteuid() for path in [folder, *folder.rglob("*")])
+        all_of_it = [folder, *(path for path in folder.rglob("*") if path.name not in MARKS)]
+        return all(path.lstat().st_uid == os.geteuid() for path in all_of_it)
     except OSError:  # somebody writes there just now, or closed it
         return False
 

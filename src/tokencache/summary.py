@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from . import slurm
 from .files import read_json
-from .inventory import CACHE_FILE, RUN_FILE
+from .inventory import CACHE_FILE, RUN_FILE, brief
 from .plan import Plan
 
 LOGS = Path("logs")
@@ -37,7 +37,7 @@ def table(plan: Plan) -> str:
 
 
 def _row(plan: Plan, path: str, run: str | None) -> list[Any]:
-    cache = read_json(Path(path, CACHE_FILE))
+    cache = brief(path)
     splits = cache["splits"].values()
     tokens = sum(split["tokens"] for split in splits)
     rows = sum(split["rows"] for split in splits)

@@ -25,6 +25,7 @@ from .documents import SIDES
 from .errors import UserError
 from .files import read_json
 from .gather import Gatherer, SplitRows
+from .marks import mark_used
 from .messages import unknown
 from .pairs import PairRows
 from .readers import as_arrow, as_numpy, as_texts
@@ -224,13 +225,15 @@ def open_cache(
 ) -> dict[str, AnyView | datasets.Dataset] | AnyView | datasets.Dataset:
     """The splits of a cache of either format by name, or one of them.
 
-    Raises UserError for a folder that is no cache, for one with a file that is missing or
-    not as long as cache.json says, and for a split that it lacks.
+    Leaves in the folder, where that is allowed, that the cache is used now. Raises UserError
+    for a folder that is no cache, for one with a file that is missing or not as long as
+    cache.json says, and for a split that it lacks.
     """
     folder = Path(folder)
     splits = _checked(folder)
     if split is not None and split not in splits:
         raise UserError(f"{folder}: {unknown(split, splits, '', what='split')}")
+    mark_used(folder)
     try:
         if (folder / VIEW_FILE).exists():
             found = {name: _view(folder, name) for name in splits}

@@ -8,5 +8,6 @@ and what it needs, is only loaded when it is called.
 from __future__ import annotations
 
 VERBS = {
+    "list": "every cache on disk: what is in it, its size, when it was made and last used",
     "path": "print the folder of a cache, for a script",
 }

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import config_files
 from ..config import Combination, Config
 from ..config import load as load_config
-from ..plan import Plan
-from ..resolve import resolve
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from ..plan import Plan
 
 
 def add_config_words(parser: argparse.ArgumentParser) -> None:
     text = "default: config.yaml; of several, later ones are laid over earlier ones"
     parser.add_argument("--configfile", nargs="+", metavar="FILE", type=Path, help=text)
+
+
+def add_cache_words(parser: argparse.ArgumentParser) -> None:
+    """For verbs that need no more of a configuration than where its caches are."""
+    add_config_words(parser)
+    text = "look into this cache folder, whatever config.yaml names"
+    parser.add_argument("--cache", metavar="FOLDER", type=Path, help=text)
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def folders_of(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
+    """The cache folder and the results folder; None for one that nothing names."""
+    if arguments.cache is not None and not arguments.configfile:
+        return arguments.cache, None
+    config = config_of(arguments)
+    return arguments.cache or Path(config.cache), Path(config.results)
 
 
 def config_of(arguments: argparse.Namespace) -> Config:
@@ -25,5 +44,19 @@ def config_of(arguments: argparse.Namespace) -> Config:
 
 def plan_of(config: Config, *wanted: Combination) -> Plan:
     """What `snakemake` would do now; of some combinations only, where they are given."""
+    from ..resolve import resolve  # with the readers of all formats: not for verbs without a plan
+
     build = {"build": list(wanted)} if wanted else {}
     return resolve(config.model_copy(update=build))
+
+
+def planned_cache(arguments: argparse.Namespace, model: str, dataset: str, max_length: int) -> str:
+    """The folder of a cache that the configuration names.
+
+    Raises UserError for one that is not there, and says how to make it.
+    """
+    wanted = Combination(model=model, dataset=dataset, max_length=max_length)
+    [cache] = plan_of(config_of(arguments), wanted).caches
+    if not Path(cache).exists():
+        raise UserError(f"{cache} is not there yet; make it: snakemake --cores all {cache}")
+    return cache

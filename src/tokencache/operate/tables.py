@@ -1,0 +1,62 @@
+"""Tables for people, of rows that are never wrapped, and amounts and times in their words."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+TIMES = (("d", 86400), ("h", 3600), ("min", 60))
+SIZES = ("bytes", "kB", "MB", "GB", "TB")
+WIDE = 10_000  # a name that is cut short, or wrapped, can't be copied
+
+
+def show(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[str] = ()) -> None:
+    """Print a table; the columns in `right` hold numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    for column in columns:
+        justify = "right" if column in right else "left"
+        table.add_column(column, justify=justify)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console(width=WIDE, highlight=False).print(table)
+
+
+def show_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def amount(size: float | None) -> str:
+    """'1.2 GB'; '-' for what is not known."""
+    if size is None:
+        return "-"
+    power = 0
+    while size >= 1000 and power < len(SIZES) - 1:
+        size, power = size / 1000, power + 1
+    return f"{size:,.1f} {SIZES[power]}" if power else f"{size:,.0f} {SIZES[0]}"
+
+
+def count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def ago(when: float | None) -> str:
+    """'3 h ago'; '-' for never."""
+    if when is None:
+        return "-"
+    seconds = time.time() - when
+    for unit, length in TIMES:
+        if seconds >= length:
+            return f"{seconds // length:,.0f} {unit} ago"
+    return "just now"
+
+
+def iso(when: float | None) -> str | None:
+    """The time on this machine, with its zone."""
+    return when and time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(when))
