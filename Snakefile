@@ -62,14 +62,17 @@ onstart:
         ask_about_jobs()
         plan.make_folders()
         plan.write()
+        workflows.announce(plan)
         prepare_containers()
 
 
 onsuccess:
     plan.remove_marks()
+    workflows.withdraw(plan)
     print(summary.table(plan), file=sys.stderr)
 
 
 onerror:
     plan.remove_marks()
+    workflows.withdraw(plan)
     say_lost_images()

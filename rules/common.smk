@@ -24,7 +24,7 @@ os.environ.update(
     PYTHONUNBUFFERED="1",
 )
 
-from tokencache import inventory, machine, summary, why
+from tokencache import inventory, machine, summary, why, workflows
 from tokencache.config import load
 from tokencache.errors import UserError
 from tokencache.messages import check_files

@@ -202,7 +202,13 @@ def _remove_dead(final: Path) -> None:
 
 
 def remove_if_dead(left: Path) -> None:
-    """Remove a temporary of `published` whose process is dead or must be.
+    """Remove a temporary of `published` whose process is dead or must be."""
+    if is_left(left):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def is_left(left: Path) -> bool:
+    """Whether this is a temporary of `published` whose process is dead or must be.
 
     That of another machine or container, which can't be asked, must be when nothing was
     written for long. That is less long where the target is there: equal keys mean equal
@@ -210,11 +216,26 @@ def remove_if_dead(left: Path) -> None:
     """
     parts = re.fullmatch(r"(.+)-(\d+)-(\d+)\.[^.]+\.tmp", left.name)
     if not parts:
-        return
+        return False
     here = parts[1].endswith(f".{_place()}")
     running = is_running(f"{_place()}-{parts[2]}-{parts[3]}") if here else None
-    if running is False or (running is None and _abandoned(left)):
-        shutil.rmtree(left, ignore_errors=True)
+    return running is False or (running is None and _abandoned(left))
+
+
+def remove(target: Path) -> None:
+    """Remove a file or a folder, which is whole under its name or not there at any moment.
+
+    What a killed process leaves of it is a temporary, as those of `published`.
+    """
+    if not target.is_dir():
+        target.unlink(missing_ok=True)
+        return
+    with open_as(target.parent) as shared:
+        temporary = _temporary(target, shared)
+    try:
+        os.rename(target, temporary / target.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sweep(final: Path, beside: Path | None = None) -> None:
@@ -223,7 +244,7 @@ def sweep(final: Path, beside: Path | None = None) -> None:
     beside: a folder that nobody needs any more when the target is there.
     """
     _remove_dead(final)
-    if beside and final.exists() and _still_for(beside, SUPERSEDED_SECONDS):
+    if beside and final.exists() and is_still(beside, SUPERSEDED_SECONDS):
         shutil.rmtree(beside, ignore_errors=True)
 
 
@@ -232,10 +253,10 @@ def _abandoned(left: Path) -> bool:
         superseded = any((left.parent / name).exists() for name in os.listdir(left))
     except OSError:  # gone, or closed to us
         return False
-    return _still_for(left, SUPERSEDED_SECONDS if superseded else ABANDONED_SECONDS)
+    return is_still(left, SUPERSEDED_SECONDS if superseded else ABANDONED_SECONDS)
 
 
-def _still_for(folder: Path, seconds: float) -> bool:
+def is_still(folder: Path, seconds: float) -> bool:
     """Whether nothing was written in a folder for so long."""
     try:
         newest = max(path.lstat().st_mtime for path in [folder, *folder.rglob("*")])
