@@ -67,7 +67,7 @@ def told(made, capsys):
             status = main(list(words))
         said = capsys.readouterr()
         assert (status != 0) == fails, said
-        return said.err if fails else said.out
+        return said.out + said.err if fails else said.out
 
     return tell
 
@@ -160,3 +160,19 @@ def test_list_of_a_thousand_caches_of_many_shards(made, told, tmp_path):
     print(f"list of 1,000 caches: {wall:.2f} s, {cpu:.2f} s of CPU")
     assert len(table.splitlines()) == 2 + 1000 + 2
     assert cpu < 4  # parsing them whole takes 15
+
+
+def test_stats_say_what_sharing_saved(made, told):
+    stats = json.loads(told("stats", "--json"))
+    shards = list(made.folder.glob("cache/tokens/*/*/*"))
+    assert stats["token_shards"]["count"] == len(shards) / 2
+    assert stats["token_shards"]["bytes"] == sum(path.stat().st_size for path in shards)
+    assert (stats["caches"]["count"], stats["views"], stats["runs"]["count"]) == (4, 1, 1)
+    text = (made.folder / "data/a.jsonl").stat().st_size
+    assert stats["sharing"] == {
+        "token_shards_of_each_alone": 4 * stats["token_shards"]["count"],
+        "token_shards": stats["token_shards"]["count"],
+        "bytes_saved": 3 * stats["token_shards"]["bytes"],
+        "source_bytes_saved": 3 * text,
+    }
+    assert "in the place of" in told("stats")

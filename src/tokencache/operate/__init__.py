@@ -9,5 +9,6 @@ from __future__ import annotations
 
 VERBS = {
     "list": "every cache on disk: what is in it, its size, when it was made and last used",
+    "stats": "what the cache folder holds in all, and what sharing token shards saved",
     "path": "print the folder of a cache, for a script",
 }

@@ -1,0 +1,103 @@
+"""`tokencache stats`: what the cache folder holds in all, and what sharing saved."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .. import inventory
+from .experiment import add_cache_words, folders_of
+from .on_disk import Cache, caches, size_of
+from .shared import Thing, keyed_folders, needs_of, token_shards
+from .tables import amount, count, show, show_json
+
+
+def add_words(parser: argparse.ArgumentParser) -> None:
+    add_cache_words(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print totals of each kind. Raises UserError where there is no cache folder."""
+    cache, results = folders_of(arguments)
+    found = caches(cache)
+    shards = {thing.key: thing for thing in token_shards(cache) if thing.kind == "token shard"}
+    used, source_bytes, unknown = _uses(found)
+    runs = list(inventory.run_folders(results)) if results else []
+    totals = {
+        "caches": _total(one.bytes for one in found),
+        "token shards": _sum(shards.values()),
+        "tokenizers": _sum(keyed_folders(cache, "tokenizers", "tokenizer")),
+        "fetched data": _sum(keyed_folders(cache, "sources", "fetched data")),
+        "runs": _total(map(size_of, runs)),
+    }
+    again = {key: times - 1 for key, times in used.items() if times > 1 and key in shards}
+    about = {
+        "cache": str(cache),
+        "results": results and str(results),
+        **{kind.replace(" ", "_"): total for kind, total in totals.items()},
+        "views": sum(one.format == "view" for one in found),
+        "token_shards_unneeded": None if unknown else _sum(
+            thing for key, thing in shards.items() if key not in used),
+        "unreadable": [one.name for one in unknown],
+        "sharing": {
+            "token_shards_of_each_alone": sum(again.values()) + len(used.keys() & shards.keys()),
+            "token_shards": len(used.keys() & shards.keys()),
+            "bytes_saved": sum(shards[key].bytes * more for key, more in again.items()),
+            "source_bytes_saved": sum(source_bytes[key] * more for key, more in again.items()),
+        },
+    }  # fmt: skip
+    if arguments.json:
+        show_json(about)
+    else:
+        _show(about, totals)
+
+
+def _uses(found: list[Cache]) -> tuple[Counter[str], dict[str, int], list[Cache]]:
+    """How many caches need each token shard, its bytes of source, and caches that don't say."""
+    used: Counter[str] = Counter()
+    source_bytes: dict[str, int] = {}
+    unknown = []
+    for one in found:
+        needs = needs_of(one)
+        if needs is None:
+            unknown.append(one)
+        else:
+            used.update(needs.tokens.keys())
+            source_bytes |= needs.tokens
+    return used, source_bytes, unknown
+
+
+def _sum(things: Iterable[Thing]) -> dict[str, int]:
+    return _total(thing.bytes for thing in things)
+
+
+def _total(sizes: Iterable[int]) -> dict[str, int]:
+    found = list(sizes)
+    return {"count": len(found), "bytes": sum(found)}
+
+
+def _show(about: dict[str, Any], totals: dict[str, dict[str, int]]) -> None:
+    rows = [[kind, f"{t['count']:,}", amount(t["bytes"])] for kind, t in totals.items()]
+    rows.append(["in all", "", amount(sum(t["bytes"] for t in totals.values()))])
+    show(("", "count", "size"), rows, right=("count", "size"))
+    print()
+    if about["views"]:
+        print(f"{count(about['views'], 'cache')} of these: views, which hold no tokens themselves")
+    sharing, unneeded = about["sharing"], about["token_shards_unneeded"]
+    if sharing["bytes_saved"]:
+        each, made = sharing["token_shards_of_each_alone"], sharing["token_shards"]
+        print(
+            f"shared: {count(made, 'token shard')} in the place of {each:,}, had each cache its "
+            f"own; that saved {amount(sharing['bytes_saved'])} of disk and the tokenization of "
+            f"{amount(sharing['source_bytes_saved'])} of text"
+        )
+    if unneeded and unneeded["count"]:
+        print(
+            f"needed by no cache: {count(unneeded['count'], 'token shard')}, "
+            f"{amount(unneeded['bytes'])}; `tokencache gc` says which may go"
+        )
+    for name in about["unreadable"]:
+        print(f"{Path(about['cache'], name, inventory.CACHE_FILE)} can't be read")
