@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from datetime import datetime
 from unittest import mock
 
 import pytest
+import yaml
 from conftest import make_tokenizer
-from workflow import TINY, Workflow, rows
+from workflow import TINY, Workflow, rows, write_rows
 
 from tokencache import inventory
 from tokencache.cli import main
@@ -176,3 +178,152 @@ def test_stats_say_what_sharing_saved(made, told):
         "source_bytes_saved": 3 * text,
     }
     assert "in the place of" in told("stats")
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    """To delete in."""
+    return made.copy(tmp_path / "w")
+
+
+def names(folder):
+    return sorted(
+        "/".join(p.parts[-3:]).partition("-")[0] for p in folder.glob("cache/*/qa/[0-9]*")
+    )
+
+
+def test_clear_deletes_token_shards_only_with_the_last_cache_that_needs_them(copy, told):
+    shards = copy.token_shards()
+    said = json.loads(told("clear", "*/qa/32", "--yes", "--json", folder=copy.folder))
+    assert len(said["deleted"]) == 3 and said["token_shards_deleted"] == 0
+    assert names(copy.folder) == ["one/qa/48"] and copy.token_shards() == shards
+    assert "30 token shards" not in told("clear", "one", "--yes", folder=copy.folder)
+    assert not names(copy.folder) and not copy.token_shards()
+    assert list(copy.folder.glob("cache/tokenizers/*"))
+    assert not list(copy.folder.glob("cache/**/.*.tmp"))
+
+
+def test_clear_never_breaks_a_view(copy, told):
+    [view] = (path.parent for path in copy.folder.glob("cache/*/qa/*/view.json"))
+    before = [row["input_ids"].tolist() for row in open_cache(view, "train")]
+    others = [cache["name"] for cache in json.loads(told("list", "--json", folder=copy.folder))]
+    others.remove("/".join(view.parts[-3:]))
+    told("clear", *others, "--yes", folder=copy.folder)
+    assert [row["input_ids"].tolist() for row in open_cache(view, "train")] == before
+
+
+def test_clear_asks(copy, told, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda prompt: "n")
+    said = told("clear", "one", folder=copy.folder)
+    assert "frees" in said and "that other caches need" in said and "nothing was deleted" in said
+    monkeypatch.setattr("builtins.input", lambda prompt: "y")
+    assert "deleted: 3 caches" in told("clear", "one", folder=copy.folder)
+    assert names(copy.folder) == ["two/qa/32"]
+    assert "name the caches" in told("clear", folder=copy.folder, fails=True)
+
+
+def test_with_a_cache_that_does_not_say_what_it_needs_token_shards_stay(copy, told):
+    [two] = copy.folder.glob("cache/two/qa/32-*")
+    (two / "cache.json").write_text("")
+    shards = copy.token_shards()
+    assert "no token shard goes" in told("clear", "one", "--yes", folder=copy.folder)
+    assert copy.token_shards() == shards and names(copy.folder) == ["two/qa/32"]
+    assert "delete it first" in told("gc", folder=copy.folder, fails=True)
+
+
+def test_what_is_pinned_stays(copy, told):
+    assert told("pin", "two", "qa", "32", folder=copy.folder).startswith("pinned: two/qa/32-")
+    copy.configure(ONES)
+    assert "pinned" in told("list", "two", folder=copy.folder)
+    assert "is pinned" in told("clear", "--all", "--yes", folder=copy.folder)
+    assert names(copy.folder) == ["two/qa/32"]
+    shutil.rmtree(copy.folder / "results")
+    assert "stays: 1 cache pinned" in told("gc", "--delete", folder=copy.folder)
+    [two] = copy.folder.glob("cache/two/qa/32-*")
+    told("unpin", str(two), folder=copy.folder)
+    assert "deleted: 1 cache" in told("clear", "--all", "--yes", folder=copy.folder)
+
+
+def test_a_kill_while_a_cache_is_deleted_leaves_none_of_it_under_its_name(copy, told, monkeypatch):
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as far as a killed one came
+    told("clear", "two", "--yes", folder=copy.folder)
+    assert "two/qa/32" not in names(copy.folder)
+    [left] = copy.folder.glob("cache/two/qa/.32-*.tmp")
+    monkeypatch.undo()
+    assert "leftover" not in told("gc", folder=copy.folder), "this process lives"
+    tag = re.search(r"(-\d+-)(\d+)(-\d+)", left.name)
+    left.rename(left.with_name(left.name.replace(tag[0], f"{tag[1]}{2**22 + 1}{tag[3]}")))
+    assert "leftover" in told("gc", "--delete", folder=copy.folder)
+    assert not list(copy.folder.glob("cache/two/qa/.32-*"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_what_other_users_made_stays(copy, told):
+    [theirs] = copy.folder.glob("cache/one/qa/48-*")
+    for path in [theirs, *theirs.rglob("*")]:
+        os.chown(path, 4321, 4321)
+    said = told("clear", "one", "--yes", folder=copy.folder, fails=True)
+    assert "what other users made stays" in said and "deleted: 2 caches" in said
+    assert "one/qa/48" in names(copy.folder) and "one/qa/32" not in names(copy.folder)
+    copy.configure(CONFIG)
+    assert "stays: 1 cache of other users" in told("gc", "--delete", folder=copy.folder)
+    assert "one/qa/48" in names(copy.folder)
+
+
+def test_gc_goes_by_configurations_and_finished_runs(copy, told):
+    assert "nothing may go" in told("gc", "--configfile", "config.yaml", "--older", "1d",
+                                    folder=copy.folder)  # fmt: skip
+    for name, config in (("ones.yaml", ONES), ("view.yaml", VIEW)):
+        (copy.folder / name).write_text(yaml.safe_dump(config))
+    said = told("gc", "--configfile", "ones.yaml", "--configfile", "view.yaml", folder=copy.folder)
+    assert "stays: 1 cache of finished runs" in said and "nothing may go" in said
+    dry = json.loads(told("gc", "--configfile", "ones.yaml", "--json", folder=copy.folder))
+    assert [thing["name"].partition("-")[0] for thing in dry["may_go"]] == ["one/qa/32"]
+    assert len(names(copy.folder)) == 4
+    told("gc", "--configfile", "ones.yaml", "--delete", folder=copy.folder)
+    assert names(copy.folder) == ["one/qa/32", "one/qa/48", "two/qa/32"]
+    assert len(copy.token_shards()) == 10 * 1
+
+
+def test_gc_frees_up_to_a_size_the_least_recently_used_first(copy, told):
+    shutil.rmtree(copy.folder / "results")
+    write_rows(copy.folder / "data/a.jsonl", rows(3))
+    order = ["one/qa/48", "two/qa/32", "one/qa/32"]
+    for age, name in enumerate(reversed(order)):
+        for folder in copy.folder.glob(f"cache/{name}-*"):
+            for file in (folder / "cache.json", folder / ".last_used"):
+                file.touch()
+                os.utime(file, (10**9 - age, 10**9 - age))
+    whole = json.loads(told("gc", "--json", folder=copy.folder))
+    assert [thing["name"].partition("-")[0] for thing in whole["may_go"][:2]] == order[:2]
+    size = sum(p.stat().st_size for p in copy.folder.glob("cache/**/*") if p.is_file())
+    some = json.loads(told("gc", "--keep", str(size - 1), "--json", folder=copy.folder))
+    assert [thing["name"].partition("-")[0] for thing in some["may_go"]] == order[:1]
+    told("gc", "--delete", folder=copy.folder)
+    assert not names(copy.folder) and not copy.token_shards()
+
+
+def test_while_a_workflow_runs_what_it_works_on_stays(copy, told):
+    """It packs two new caches from token shards that are there, and is held up before that."""
+    copy.edit("src/tokencache/pack.py", "    splits, counts = _splits(cache, tokens)\n",
+              "    import os, time\n    while not os.path.exists('go'):\n        time.sleep(0.05)\n"
+              "    splits, counts = _splits(cache, tokens)\n")  # fmt: skip
+    copy.configure(ONES | {"max_length": [40, 48]})
+    process = copy.start("caches")
+    while not list(copy.folder.glob("cache/.workflow-*.json")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    shards = copy.token_shards()
+    assert len(json.loads(told("list", "--json", folder=copy.folder))) == 4
+    assert json.loads(told("stats", "--json", folder=copy.folder))["caches"]["count"] == 4
+    stays = json.loads(told("clear", "--all", "--yes", "--json", folder=copy.folder))["stays"]
+    assert ["a workflow works on it" in why for why in stays.values()] == [True]
+    assert names(copy.folder) == ["one/qa/48"] and copy.token_shards() == shards
+    copy.configure(CONFIG)
+    assert "of workflows that run now" in told("gc", "--delete", folder=copy.folder)
+    assert copy.token_shards() == shards
+    (copy.folder / "go").touch()
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert names(copy.folder) == ["one/qa/40", "one/qa/48"]
+    assert not list(copy.folder.glob("cache/.*"))

@@ -14,8 +14,8 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-def _bytes(value: Any) -> Any:
-    """'64 MiB' or '64MB' or a number of bytes as an integer."""
+def size_in_bytes(value: Any) -> Any:
+    """'64 MiB' or '64MB' or a number of bytes as an integer; anything else as it is."""
     if isinstance(value, str):
         match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?)(i?)B?\s*", value)
         if match:
@@ -49,6 +49,6 @@ def _section(value: Any) -> Any:
 OneOrMore = BeforeValidator(_listed)
 Switch = BeforeValidator(_section)
 Folder = Annotated[str, BeforeValidator(_folder)]
-Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1024)]
+Bytes = Annotated[int, BeforeValidator(size_in_bytes), Field(ge=1024)]
 Names = Annotated[list[str], OneOrMore, Field(min_length=1)]
 Length = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**24)]

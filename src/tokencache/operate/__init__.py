@@ -10,5 +10,9 @@ from __future__ import annotations
 VERBS = {
     "list": "every cache on disk: what is in it, its size, when it was made and last used",
     "stats": "what the cache folder holds in all, and what sharing token shards saved",
+    "clear": "delete caches, and token shards that no other cache needs",
+    "pin": "keep a cache from gc and clear",
+    "unpin": "let a pinned cache go",
+    "gc": "what no config.yaml, pin or finished run refers to, and deleting that",
     "path": "print the folder of a cache, for a script",
 }

@@ -1,0 +1,110 @@
+"""`tokencache clear NAME… | --all`: delete caches, and token shards that no other one needs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..workflows import running
+from .experiment import add_cache_words, folders_of
+from .on_disk import Cache, caches, chosen
+from .removal import delete, said, why_it_stays
+from .shared import Thing, cache_thing, needed, needs_of, token_shards
+from .tables import ago, amount, count, show, show_json
+
+
+def add_words(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name", nargs="*", help="MODEL, MODEL/DATASET, MODEL/DATASET/MAX_LENGTH; * and ? match"
+    )
+    parser.add_argument("--all", action="store_true", help="every cache that is not pinned")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    add_cache_words(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Say what it frees, ask, delete; 1 where a cache that was named stays.
+
+    Raises UserError for a name that means none, and where nobody can be asked.
+    """
+    if bool(arguments.name) == arguments.all:
+        raise UserError("name the caches to delete (`tokencache list` shows them), or --all")
+    if arguments.json and not arguments.yes:
+        raise UserError("with --json nobody is asked; add --yes")
+    cache, _ = folders_of(arguments)
+    found = caches(cache)
+    wanted = found if arguments.all else chosen(found, arguments.name, cache)
+    workflows = running(cache)
+    things = {one.name: cache_thing(one) for one in wanted}
+    stays = {
+        one.name: why for one in wanted if (why := why_it_stays(one, things[one.name], workflows))
+    }
+    doomed = [one for one in wanted if one.name not in stays]
+    shared = {key for one in doomed if (needs := needs_of(one)) for key in needs.tokens}
+    shards, note = _free(cache, doomed, shared)
+    if not arguments.json:
+        _show([things[one.name] for one in doomed], stays, shards, note)
+    if not doomed or not (arguments.yes or _asked()):
+        gone, wrong = [], []
+    else:
+        gone, wrong = delete(things[one.name] for one in doomed)
+        # Looked up again: what was published meanwhile may need some of them.
+        more, not_gone = delete(_free(cache, doomed, shared)[0])
+        gone, wrong = gone + more, wrong + not_gone
+    if arguments.json:
+        show_json(_about(gone, stays, wrong))
+    else:
+        print(f"deleted: {said(gone)}" if gone else "nothing was deleted")
+        print("".join(f"\n{line}" for line in wrong), end="")
+    return int(bool(wrong) or (bool(stays) and not arguments.all))
+
+
+def _free(cache: Path, doomed: list[Cache], shared: set[str]) -> tuple[list[Thing], str]:
+    """Of the token shards that some caches share, those that nothing else needs; and a note on
+    the others."""
+    names = {one.name for one in doomed}
+    try:
+        others = [one for one in caches(cache) if one.name not in names]
+        tokens, _ = needed(others, running(cache))
+    except UserError as error:
+        return [], f"no token shard goes: {error}"
+    there = [thing for thing in token_shards(cache) if thing.key in shared]
+    free = [thing for thing in there if thing.key not in tokens]
+    mine = [thing for thing in free if thing.mine]
+    notes = []
+    if len(there) > len(free):
+        notes.append(f"{count(len(there) - len(free), 'token shard')} that other caches need")
+    if len(free) > len(mine):
+        notes.append(f"{count(len(free) - len(mine), 'token shard')} that other users made")
+    return mine, "; ".join(notes)
+
+
+def _show(doomed: list[Thing], stays: dict[str, str], shards: list[Thing], note: str) -> None:
+    if doomed:
+        rows = [[thing.key, amount(thing.bytes), ago(thing.time)] for thing in doomed]
+        show(("to delete", "size", "made or used"), rows, right=("size", "made or used"))
+        print(f"\nfrees {amount(sum(thing.bytes for thing in [*doomed, *shards]))}: ", end="")
+        print(said([*doomed, *shards]))
+    for name, why in stays.items():
+        print(f"stays: {name}: {why}")
+    if note:
+        print(f"stays: {note}")
+
+
+def _asked() -> bool:
+    try:
+        return input("delete? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        raise UserError("nobody answered; to delete without being asked, add --yes") from None
+
+
+def _about(gone: list[Thing], stays: dict[str, str], wrong: list[str]) -> dict[str, Any]:
+    return {
+        "deleted": [thing.key for thing in gone if thing.kind == "cache"],
+        "token_shards_deleted": sum(thing.kind == "token shard" for thing in gone),
+        "bytes_freed": sum(thing.bytes for thing in gone),
+        "stays": stays,
+        "failed": wrong,
+    }

@@ -1,0 +1,202 @@
+"""`tokencache gc`: what no configuration, pin or finished run refers to."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import config_files
+from ..config import load as load_config
+from ..errors import UserError
+from ..fields import size_in_bytes
+from ..inventory import is_mine
+from ..workflows import running
+from .garbage import Wanted, garbage, unfinished
+from .on_disk import Cache, caches, runs_by_cache
+from .removal import delete, said
+from .shared import Thing
+from .tables import TIMES, ago, amount, count, iso, show, show_json
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+
+
+def add_words(parser: argparse.ArgumentParser) -> None:
+    text = "a configuration whose caches stay (give this once for each; of several files of one, "
+    text += "later ones are laid over earlier ones); default: config.yaml"
+    parser.add_argument("--configfile", nargs="+", action="append", metavar="FILE", help=text)
+    text = "only what was not used for so long: 12h, 30d, 8w"
+    parser.add_argument("--older", metavar="AGE", type=_seconds, default=0.0, help=text)
+    text = "only until the cache folder is no larger, such as 100GB; the least recently used first"
+    parser.add_argument("--keep", metavar="SIZE", type=_bytes, help=text)
+    parser.add_argument("--delete", action="store_true", help="do it; without, it is only said")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Say what may go, and delete it if asked to; 1 where something could not be deleted.
+
+    Raises UserError for a configuration that can't be followed: what it needs is not known.
+    """
+    given = arguments.configfile or [["config.yaml"]]
+    experiments = [_Experiment.read([Path(file) for file in files]) for files in given]
+    cache = _one_cache_folder(experiments)
+    found = caches(cache)
+    wanted = _wanted(cache, found, experiments)
+    chosen = garbage(cache, found, wanted, arguments.older, arguments.keep)
+    if arguments.keep is None:
+        results = dict.fromkeys(experiment.results for experiment in experiments)
+        stopped = (thing for folder in results for thing in unfinished(folder, wanted))
+        now = time.time()
+        chosen += [t for t in stopped if t.mine and now - t.time >= arguments.older]
+    gone, wrong = delete(chosen) if arguments.delete else ([], [])
+    if arguments.json:
+        _show_json(chosen, _stays(chosen, found, wanted), gone, wrong)
+    else:
+        _show(chosen, _stays(chosen, found, wanted))
+        if arguments.delete:
+            print(f"deleted: {said(gone)}" if gone else "nothing was deleted")
+        elif chosen:
+            print("nothing was deleted; to do it, add --delete")
+        print("".join(f"{line}\n" for line in wrong), end="")
+    return int(bool(wrong))
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    """A configuration and what it makes.
+
+    folder: where snakemake is run, which its paths start from.
+    """
+
+    name: str
+    folder: Path
+    plan: Plan
+
+    @classmethod
+    def read(cls, files: list[Path]) -> _Experiment:
+        """One in the current folder, or below it, is read as snakemake reads it here; another
+        one as snakemake reads it in that file's folder."""
+        from ..resolve import resolve
+
+        here, paths = Path.cwd(), [Path(os.path.abspath(file)) for file in files]
+        folder = here if paths[0].is_relative_to(here) else paths[0].parent
+        with contextlib.chdir(folder):
+            plan = resolve(load_config(config_files.read(paths), paths))
+        return cls(" + ".join(map(str, files)), folder, plan)
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / self.plan.cache
+
+    @property
+    def results(self) -> Path:
+        return self.folder / self.plan.results
+
+
+def _one_cache_folder(experiments: list[_Experiment]) -> Path:
+    first = experiments[0]
+    for other in experiments[1:]:
+        if other.cache.resolve() != first.cache.resolve():
+            raise UserError(
+                f"{first.name} has its caches in {first.cache}, and {other.name} in "
+                f"{other.cache}; name configurations of one cache folder"
+            )
+    return Path(first.plan.cache) if first.folder == Path.cwd() else first.cache
+
+
+def _wanted(cache: Path, found: list[Cache], experiments: list[_Experiment]) -> Wanted:
+    wanted = Wanted()
+    for one in found:
+        if one.pinned:
+            wanted.caches[one.name] = "pinned"
+    for experiment in experiments:
+        plan = experiment.plan
+        for path in plan.caches:
+            wanted.caches.setdefault(os.path.relpath(path, plan.cache), f"of {experiment.name}")
+        wanted.runs |= {(experiment.folder / path).resolve() for path in plan.runs}
+        wanted.keys |= set(plan.data["tokens"])
+        wanted.keys |= {Path(folder).name for folder in [*plan.tokenizers, *plan.fetches]}
+    for results in dict.fromkeys(experiment.results for experiment in experiments):
+        for name, runs in runs_by_cache(found, results).items():
+            if runs:
+                wanted.caches.setdefault(name, "of finished runs")
+    for workflow in running(cache):
+        for name in workflow.caches:
+            wanted.caches.setdefault(name, "of workflows that run now")
+        wanted.keys |= workflow.tokens | workflow.tokenizers | workflow.sources
+    return wanted
+
+
+def _stays(chosen: list[Thing], found: list[Cache], wanted: Wanted) -> dict[str, str]:
+    """Why each cache stays that does, by name."""
+    go = {thing.key for thing in chosen if thing.kind == "cache"}
+    return {
+        one.name: wanted.caches.get(one.name)
+        or ("not asked for by --older and --keep" if is_mine(one.folder) else "of other users")
+        for one in found
+        if one.name not in go
+    }
+
+
+def _show(chosen: list[Thing], stays: dict[str, str]) -> None:
+    rows = [_row([thing], thing.key) for thing in chosen if thing.kind != "token shard"]
+    if shards := [thing for thing in chosen if thing.kind == "token shard"]:
+        rows.append(_row(shards, f"({len(shards):,})"))
+    if rows:
+        show(("may go", "", "size", "last used"), rows, right=("size", "last used"))
+        print()
+    for reason, number in Counter(stays.values()).items():
+        print(f"stays: {count(number, 'cache')} {reason}")
+    frees = sum(thing.bytes for thing in chosen)
+    print(f"frees {amount(frees)}: {said(chosen)}" if chosen else "nothing may go")
+
+
+def _row(things: list[Thing], name: str) -> list[str]:
+    size, newest = sum(thing.bytes for thing in things), max(thing.time for thing in things)
+    return [things[0].kind, name, amount(size), ago(newest)]
+
+
+def _show_json(
+    chosen: list[Thing], stays: dict[str, str], gone: list[Thing], wrong: list[str]
+) -> None:
+    show_json(
+        {
+            "may_go": [
+                {
+                    "kind": thing.kind,
+                    "name": thing.key,
+                    "paths": list(map(str, thing.paths)),
+                    "bytes": thing.bytes,
+                    "last_used": iso(thing.time),
+                }
+                for thing in chosen
+            ],
+            "bytes": sum(thing.bytes for thing in chosen),
+            "stays": stays,
+            "deleted": len(gone),
+            "failed": wrong,
+        }
+    )
+
+
+def _seconds(text: str) -> float:
+    units = dict(TIMES) | {"w": 7 * 86400}
+    if match := re.fullmatch(r"([0-9.]+) ?(min|h|d|w)", text):
+        with contextlib.suppress(ValueError):
+            return float(match[1]) * units[match[2]]
+    raise argparse.ArgumentTypeError(f"{text!r} is no age; give 90min, 12h, 30d or 8w")
+
+
+def _bytes(text: str) -> int:
+    found = size_in_bytes(text)
+    if not isinstance(found, int):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give 500MB, 100GB or 1TB")
+    return found

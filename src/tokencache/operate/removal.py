@@ -1,0 +1,60 @@
+"""Deleting things of the cache folder: what may not go, and the rest without failing halfway."""
+
+from __future__ import annotations
+
+import pwd
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import UserError
+from ..files import remove
+from ..workflows import Running
+from .on_disk import Cache
+from .shared import Thing
+from .tables import amount, count
+
+
+def why_it_stays(one: Cache, thing: Thing, workflows: list[Running]) -> str | None:
+    """Why a cache can't be deleted now; None where it can."""
+    if one.pinned:
+        return f"is pinned; tokencache unpin {one.name}"
+    for running in workflows:
+        if one.name in running.caches:
+            return f"a workflow works on it: {running.who}"
+    if not thing.mine:
+        return f"{_owner(one.folder)} made it; what other users made stays"
+    return None
+
+
+def _owner(folder: Path) -> str:
+    try:
+        owner = folder.stat().st_uid
+        return pwd.getpwuid(owner).pw_name
+    except KeyError:
+        return f"user {owner}"
+    except OSError:
+        return "another user"
+
+
+def delete(things: Iterable[Thing]) -> tuple[list[Thing], list[str]]:
+    """Delete what can be deleted, each thing at once; returns that, and what went wrong."""
+    gone, wrong = [], []
+    for thing in things:
+        try:
+            for path in thing.paths:
+                remove(path)
+            gone.append(thing)
+        except (OSError, UserError) as error:
+            wrong.append(f"{thing.paths[0]}: {error}")
+    return gone, wrong
+
+
+def said(things: Iterable[Thing]) -> str:
+    """'2 caches, 3.4 GB; 12 token shards, 1.0 GB'."""
+    sizes: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for thing in things:
+        sizes[thing.kind] += thing.bytes
+        counts[thing.kind] += 1
+    return "; ".join(f"{count(counts[kind], kind)}, {amount(sizes[kind])}" for kind in counts)
