@@ -246,3 +246,11 @@ def cache(tmp_path_factory):
     from training import make_cache
 
     return make_cache(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def operated(tmp_path_factory):
+    """A workflow's folder with caches and a run, for the verbs; tests that change it copy it."""
+    from operated import made_in
+
+    return made_in(tmp_path_factory.mktemp("operated") / "w")

@@ -62,7 +62,7 @@ def _totals(plan: Plan) -> str:
               for key in keys}  # fmt: skip
     spent = {
         "train tokenizers": [_job("train_tokenizer", Path(f).name) for f in plan.tokenizers],
-        "tokenize": [_measured(file) for d in {c["dataset"] for c in plan.caches.values()}
+        "tokenize": [seconds_in(file) for d in {c["dataset"] for c in plan.caches.values()}
                      for file in LOGS.glob(f"tokenize/{d}-*.tsv")],
         "pack": [_packing(plan, path) for path in plan.caches],
         "train": [_job("train", Path(path).relative_to(plan.results)) for path in plan.runs],
@@ -117,10 +117,11 @@ def _packing(plan: Plan, cache: str) -> float:
 
 def _job(stage: str, target: str | Path) -> float:
     """Seconds that the job that made a target ran, by Snakemake's own measure; 0 if unknown."""
-    return _measured(LOGS / stage / f"{target}.tsv")
+    return seconds_in(LOGS / stage / f"{target}.tsv")
 
 
-def _measured(file: Path) -> float:
+def seconds_in(file: Path) -> float:
+    """Seconds in a file that Snakemake's `benchmark` wrote; 0 where it is not there."""
     try:
         with open(file, encoding="utf-8") as stream:
             return sum(float(row["s"]) for row in csv.DictReader(stream, delimiter="\t"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,56 @@ from . import inventory
 from .plan import Plan, decisive
 
 ROWS = 40  # of a table that a person reads; more and the fresh ones are only counted
-FRESH = "fresh"
+FRESH, STALE, NEW = "fresh", "stale", "new"
 BEHAVIOUR = "library behaviour"
 
 # What there is, by root, model, data set and max_length ("*" for any).
 Found = Callable[[str, str, str, str], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """What became of a source: `said` names it; shards: the numbers, from 0, of the new ones
+    among its `of`."""
+
+    path: str
+    said: str
+    shards: tuple[int, ...] = ()
+    of: int = 0
+
+
+@dataclass(frozen=True)
+class Change:
+    """A field of a key that is another one than before.
+
+    name: of the field, with dots where it lies deeper. said: in a word. old, new: its values,
+    None where it was or is not there; of data, `files` say it.
+    """
+
+    name: str
+    said: str
+    old: Any = None
+    new: Any = None
+    files: tuple[FileChange, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a target is there, and else what changed against the nearest one that is.
+
+    state: fresh, stale, or new: nothing is there whose place it takes. nearest: the folder
+    of the other one; None where there is none.
+    """
+
+    state: str
+    changes: list[Change] = field(default_factory=list)
+    nearest: str | None = None
+
+    def __str__(self) -> str:
+        """'fresh', 'new', or 'stale: learning_rate 0.001 → 0.003; weights'."""
+        if self.changes:
+            return f"{self.state}: {'; '.join(change.said for change in self.changes)}"
+        return self.state if self.nearest is None else f"{self.state}: {BEHAVIOUR}"
 
 
 def table(plan: Plan) -> str:
@@ -57,8 +103,8 @@ def _rows(plan: Plan, shown: list[tuple[str, str | None]]) -> list[dict[str, str
                 "model": entry["model"],
                 "dataset": entry["dataset"],
                 "max_length": str(entry["max_length"]),
-                "cache": _cache_reason(plan, path, caches_of),
-                "training": _run_reason(plan, run, runs_of) if run else "",
+                "cache": str(of_cache(plan, path, caches_of)),
+                "training": str(of_run(plan, run, runs_of)) if run else "",
                 "to tokenize": amounts[sets],
             }
         )
@@ -70,77 +116,93 @@ def _remembering(find: Found) -> Found:
     return lru_cache(maxsize=2)(find)
 
 
-def _cache_reason(plan: Plan, path: str, caches_of: Found) -> str:
-    """'fresh', 'new', or what changed against the nearest cache of the same name.
+def of_cache(plan: Plan, path: str, caches_of: Found = inventory.caches_of) -> Verdict:
+    """What became of a cache of the plan, against the nearest one of the same name.
 
     One of the same length is nearer than all others.
     """
     if Path(path).exists():
-        return "stale: its token shards are missing" if plan.lacking(path) else FRESH
+        if lacking := plan.lacking(path):
+            missing = Change("token shards", "its token shards are missing", None, lacking)
+            return Verdict(STALE, [missing])
+        return Verdict(FRESH)
     planned, length = plan.provenance(path), str(plan.caches[path]["max_length"])
     name = plan.cache, planned["model"], planned["dataset"]
     older = caches_of(*name, length) or caches_of(*name, "*")
-    changed = [(_cache_changes(old, planned), old["path"] in plan.caches) for old in older]
-    return _said(*min(changed, key=lambda c: len(c[0]))) if changed else "new"
+    found = [(_cache_changes(old, planned), old["path"]) for old in older]
+    return _against_nearest(found, plan.caches)
 
 
-def _run_reason(plan: Plan, path: str, runs_of: Found) -> str:
+def of_run(plan: Plan, path: str, runs_of: Found = inventory.runs_of) -> Verdict:
     """The same for a run, among the runs of the same length."""
     if Path(path).exists():
-        return FRESH
+        return Verdict(FRESH)
     planned = plan.runs[path]
     name = plan.results, planned["model"], planned["dataset"]
     older = runs_of(*name, str(planned["max_length"]))
     packed = plan.caches[planned["cache"]]["packing"] != "none"
-    changed = [(_run_changes(old, planned, packed), old["path"] in plan.runs) for old in older]
-    return _said(*min(changed, key=lambda c: len(c[0]))) if changed else "new"
+    found = [(_run_changes(old, planned, packed), old["path"]) for old in older]
+    return _against_nearest(found, plan.runs)
 
 
-def _said(changes: list[str], beside: bool) -> str:
-    """`beside`: the older one is still wanted, so this one takes nobody's place."""
-    return ("new: " if beside else "stale: ") + ("; ".join(changes) or BEHAVIOUR)
+def _against_nearest(found: list[tuple[list[Change], str]], wanted: dict[str, Any]) -> Verdict:
+    """One that is still wanted is nobody's place to take: what comes beside it is new."""
+    if not found:
+        return Verdict(NEW)
+    changes, nearest = min(found, key=lambda entry: len(entry[0]))
+    return Verdict(NEW if nearest in wanted else STALE, changes, nearest)
 
 
-def _cache_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def _cache_changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
     found = []
     if _keys(old["sources"]) != _keys(new["sources"]):
-        found.append("data: " + ", ".join(_files_changed(old["sources"], new["sources"])))
+        files = tuple(_files_changed(old["sources"], new["sources"]))
+        said = "data: " + ", ".join(file.said for file in files)
+        found.append(Change("data", said, files=files))
     if old["tokenizer"]["key"] != new["tokenizer"]["key"]:
-        found.append(f"tokenizer: {_tokenizer_change(old['tokenizer'], new['tokenizer'])}")
-    found += _differences(old["recipe"], new["recipe"], "recipe: ")
+        found.append(_tokenizer_change(old["tokenizer"], new["tokenizer"]))
+    found += _differences(old["recipe"], new["recipe"], "recipe")
     before, after = ({"format": "dataset"} | about["settings"] for about in (old, new))
     return found + _differences(before, after, "")
 
 
-def _run_changes(old: dict[str, Any], new: dict[str, Any], packed: bool) -> list[str]:
-    before = old["made_of"]
-    found = [] if before["cache"] == new["rows_key"] else ["its cache"]
+def _run_changes(old: dict[str, Any], new: dict[str, Any], packed: bool) -> list[Change]:
+    before, found = old["made_of"], []
+    if before["cache"] != new["rows_key"]:
+        found.append(Change("cache", "its cache", before["cache"], new["rows_key"]))
     found += _differences(before["training"], decisive(new["training"], packed), "")
-    made_of = ("weights", "lora", "architecture")
-    return found + [name for name in made_of if before.get(name) != new[name]]
+    for name in ("weights", "lora", "architecture"):
+        if before.get(name) != new[name]:
+            found.append(Change(name, name, before.get(name), new[name]))
+    return found
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[str]:
-    found = []
+def _differences(old: dict[str, Any], new: dict[str, Any], part: str) -> list[Change]:
+    """part: what the fields are of, if that has to be said."""
+    found, prefix = [], f"{part}: " if part else ""
     for name in dict.fromkeys([*old, *new]):
         before, after = old.get(name), new.get(name)
         if before == after:
             continue
         if name == "version":
-            found.append(f"{BEHAVIOUR} ({prefix}version {before} → {after})")
+            said = f"{BEHAVIOUR} ({prefix}version {before} → {after})"
         elif len(f"{before}{after}") <= 40:
-            found.append(f"{prefix}{name} {before} → {after}")
+            said = f"{prefix}{name} {before} → {after}"
         else:
-            found.append(f"{prefix}{name}")
+            said = f"{prefix}{name}"
+        found.append(Change(f"{part}.{name}" if part else name, said, before, after))
     return found
 
 
-def _tokenizer_change(old: dict[str, Any], new: dict[str, Any]) -> str:
+def _tokenizer_change(old: dict[str, Any], new: dict[str, Any]) -> Change:
     before, after = old["parts"], new["parts"]
     if before.keys() != after.keys():
-        return "another kind of one"
-    changed = [name for name in after if before[name] != after[name]]
-    return BEHAVIOUR if changed == ["probe ids"] else " and ".join(changed)
+        said, changed = "another kind of one", list(after)
+    else:
+        changed = [name for name in after if before[name] != after[name]]
+        said = BEHAVIOUR if changed == ["probe ids"] else " and ".join(changed)
+    values = ({name: parts.get(name) for name in changed} for parts in (before, after))
+    return Change("tokenizer", f"tokenizer: {said}", *values)
 
 
 def _keys(sources: dict[str, list[dict]]) -> dict[str, list[str]]:
@@ -150,29 +212,27 @@ def _keys(sources: dict[str, list[dict]]) -> dict[str, list[str]]:
     }
 
 
-def _files_changed(old: dict[str, list[dict]], new: dict[str, list[dict]]) -> Iterator[str]:
+def _files_changed(old: dict[str, list[dict]], new: dict[str, list[dict]]) -> Iterator[FileChange]:
     """'qa.jsonl (1 of 12 shards)', '+ b.jsonl', '- c.jsonl'; a renamed file is not named."""
     for split in dict.fromkeys([*old, *new]):
         before, after = _by_file(old.get(split, [])), _by_file(new.get(split, []))
         there = Counter(key for keys in before.values() for key in keys)
         told = False
         for path, keys in after.items():
-            fresh = [key for key in keys if key not in there]
+            fresh = tuple(number for number, key in enumerate(keys) if key not in there)
             if fresh:
                 told = True
                 name = Path(path).name
-                yield (
-                    f"{name} ({len(fresh)} of {len(keys)} shards)"
-                    if path in before
-                    else f"+ {name}"
-                )
+                amount = f"{name} ({len(fresh)} of {len(keys)} shards)"
+                said = amount if path in before else f"+ {name}"
+                yield FileChange(path, said, fresh, len(keys))
         here = {key for keys in after.values() for key in keys}
         for path, keys in before.items():
             if path not in after and not here.intersection(keys):
                 told = True
-                yield f"- {Path(path).name}"
+                yield FileChange(path, f"- {Path(path).name}")
         if not told and list(before.values()) != list(after.values()):
-            yield "rows taken out, or another order of files"
+            yield FileChange("", "rows taken out, or another order of files")
 
 
 def _by_file(files: list[dict]) -> dict[str, list[str]]:

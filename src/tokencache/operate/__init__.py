@@ -14,5 +14,6 @@ VERBS = {
     "pin": "keep a cache from gc and clear",
     "unpin": "let a pinned cache go",
     "gc": "what no config.yaml, pin or finished run refers to, and deleting that",
+    "why": "which field of which key changed, and what making it will cost",
     "path": "print the folder of a cache, for a script",
 }

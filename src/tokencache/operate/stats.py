@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .. import inventory
+from .. import costs, inventory
 from .experiment import add_cache_words, folders_of
 from .on_disk import Cache, caches, size_of
 from .shared import Thing, keyed_folders, needs_of, token_shards
-from .tables import amount, count, show, show_json
+from .tables import amount, count, duration, show, show_json
 
 
 def add_words(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +49,9 @@ def run(arguments: argparse.Namespace) -> None:
             "source_bytes_saved": sum(source_bytes[key] * more for key, more in again.items()),
         },
     }  # fmt: skip
+    rate = sum(costs.tokenizing().values(), costs.Rate())
+    saved = about["sharing"]["source_bytes_saved"]
+    about["sharing"]["seconds_saved"] = rate.seconds_for(saved)
     if arguments.json:
         show_json(about)
     else:
@@ -92,7 +95,7 @@ def _show(about: dict[str, Any], totals: dict[str, dict[str, int]]) -> None:
         print(
             f"shared: {count(made, 'token shard')} in the place of {each:,}, had each cache its "
             f"own; that saved {amount(sharing['bytes_saved'])} of disk and the tokenization of "
-            f"{amount(sharing['source_bytes_saved'])} of text"
+            f"{amount(sharing['source_bytes_saved'])} of text{_time(sharing['seconds_saved'])}"
         )
     if unneeded and unneeded["count"]:
         print(
@@ -101,3 +104,7 @@ def _show(about: dict[str, Any], totals: dict[str, dict[str, int]]) -> None:
         )
     for name in about["unreadable"]:
         print(f"{Path(about['cache'], name, inventory.CACHE_FILE)} can't be read")
+
+
+def _time(seconds: float | None) -> str:
+    return "" if seconds is None else f": {duration(seconds)} of jobs, as measured here"

@@ -46,6 +46,10 @@ def count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def duration(seconds: float) -> str:
+    return f"{seconds / 60:,.1f} minutes" if seconds >= 6 else f"{seconds:.1f} seconds"
+
+
 def ago(when: float | None) -> str:
     """'3 h ago'; '-' for never."""
     if when is None:
