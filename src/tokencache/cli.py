@@ -135,7 +135,12 @@ def _several(plan: Plan, arguments: argparse.Namespace) -> Call | None:
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     try:
-        return run(parser(words[0] if words else "").parse_args(words)) or 0
+        status = run(parser(words[0] if words else "").parse_args(words)) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `tokencache list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except UserError as error:
         print(f"tokencache: {ranks.in_turn(str(error))}", file=sys.stderr)
         return 1
