@@ -16,10 +16,11 @@ import yaml
 from operated import CONFIG, ONES, VIEW
 from workflow import rows, write_rows
 
-from tokencache import inventory
+from tokencache import inventory, lease
 from tokencache.cli import main
 from tokencache.files import read_json, write_json
 from tokencache.operate import list as list_verb
+from tokencache.plan import building_path
 from tokencache.view import open_cache
 
 pytestmark = pytest.mark.xdist_group("operated")
@@ -208,6 +209,23 @@ def test_what_is_pinned_stays(copy, told):
     [two] = copy.folder.glob("cache/two/qa/32-*")
     told("unpin", str(two), folder=copy.folder)
     assert "deleted: 1 cache" in told("clear", "--all", "--yes", folder=copy.folder)
+
+
+def test_what_a_model_is_trained_on_stays(copy, told):
+    """By a job that is left of a workflow that was killed, which holds a lease still."""
+    [run] = copy.folder.glob("results/two/qa/32-*")
+    place = building_path(run)
+    shutil.rmtree(run)
+    held = lease.take(place, {"host": "here", "pid": 1})
+    copy.configure(ONES)
+    assert "process 1 on here makes" in told(
+        "clear", "two", "--yes", folder=copy.folder, fails=True
+    )
+    assert "of runs that are trained now" in told("gc", "--delete", folder=copy.folder)
+    assert "two/qa/32" in names(copy.folder)
+    held.release()
+    told("clear", "two", "--yes", folder=copy.folder)
+    assert "two/qa/32" not in names(copy.folder)
 
 
 def test_a_kill_while_a_cache_is_deleted_leaves_none_of_it_under_its_name(copy, told, monkeypatch):

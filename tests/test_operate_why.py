@@ -44,6 +44,7 @@ def test_what_is_fresh(operated, told):
     assert (about["state"], about["runs"][0]["state"]) == ("fresh", "fresh")
     assert "fresh (results/two/qa/32-" in told(operated, "two", "qa", "32")
     assert "did you mean 'qa'?" in told(operated, "two", "q", status=1)
+    assert "0 is no number of tokens" in told(operated, "two", "qa", "0", status=1)
 
 
 def test_what_takes_the_place_of_nothing_is_new(operated, told):

@@ -33,13 +33,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("name the caches to delete (`tokencache list` shows them), or --all")
     if arguments.json and not arguments.yes:
         raise UserError("with --json nobody is asked; add --yes")
-    cache, _ = folders_of(arguments)
+    cache, results = folders_of(arguments)
     found = caches(cache)
     wanted = found if arguments.all else chosen(found, arguments.name, cache)
     workflows = running(cache)
     things = {one.name: cache_thing(one) for one in wanted}
     stays = {
-        one.name: why for one in wanted if (why := why_it_stays(one, things[one.name], workflows))
+        one.name: why
+        for one in wanted
+        if (why := why_it_stays(one, things[one.name], workflows, results))
     }
     doomed = [one for one in wanted if one.name not in stays]
     shared = {key for one in doomed if (needs := needs_of(one)) for key in needs.tokens}

@@ -10,6 +10,7 @@ from .. import config_files
 from ..config import Combination, Config
 from ..config import load as load_config
 from ..errors import UserError
+from ..messages import unknown
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -42,6 +43,21 @@ def config_of(arguments: argparse.Namespace) -> Config:
     return load_config(config_files.read(files), files)
 
 
+def combination(config: Config, model: str, dataset: str, max_length: int | str) -> Combination:
+    """max_length: any number, or "all" of the configuration. Raises UserError for names that
+    the configuration lacks, and for numbers that are no length."""
+    for name, known, what in (
+        (model, config.models, "model"),
+        (dataset, config.datasets, "dataset"),
+    ):
+        if name not in known:
+            raise UserError(unknown(name, known, "", what=what))
+    try:
+        return Combination(model=model, dataset=dataset, max_length=max_length)
+    except ValueError:
+        raise UserError(f"max_length: {max_length} is no number of tokens") from None
+
+
 def plan_of(config: Config, *wanted: Combination) -> Plan:
     """What `snakemake` would do now; of some combinations only, where they are given."""
     from ..resolve import resolve  # with the readers of all formats: not for verbs without a plan
@@ -55,8 +71,8 @@ def planned_cache(arguments: argparse.Namespace, model: str, dataset: str, max_l
 
     Raises UserError for one that is not there, and says how to make it.
     """
-    wanted = Combination(model=model, dataset=dataset, max_length=max_length)
-    [cache] = plan_of(config_of(arguments), wanted).caches
+    config = config_of(arguments)
+    [cache] = plan_of(config, combination(config, model, dataset, max_length)).caches
     if not Path(cache).exists():
         raise UserError(f"{cache} is not there yet; make it: snakemake --cores all {cache}")
     return cache

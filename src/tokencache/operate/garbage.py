@@ -10,11 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .. import inventory, lease
+from .. import inventory
 from ..errors import UserError
 from ..files import ABANDONED_SECONDS, SUPERSEDED_SECONDS, is_left, is_still
 from ..workflows import PREFIX, is_over
 from .on_disk import Cache
+from .removal import holder_of
 from .shared import (
     Needs,
     Thing,
@@ -120,7 +121,7 @@ def unfinished(results: Path, wanted: Wanted) -> Iterator[Thing]:
             continue
         run = path.with_name(named["target"])
         spare = run.exists() or run.resolve() not in wanted.runs
-        if spare and _is_free(run) and is_still(path, SUPERSEDED_SECONDS):
+        if spare and holder_of(run) is None and is_still(path, SUPERSEDED_SECONDS):
             yield folder_thing("unfinished run", str(path), path, path.stat().st_mtime)
 
 
@@ -139,12 +140,6 @@ def _is_leftover(path: Path) -> bool:
         return False
     target = path.with_name(named["target"])
     if named["kind"] == "building":
-        return _is_free(target) and is_still(path, SUPERSEDED_SECONDS)
+        return holder_of(target) is None and is_still(path, SUPERSEDED_SECONDS)
     there = target.exists() and named["kind"] == "parts"
     return is_still(path, SUPERSEDED_SECONDS if there else ABANDONED_SECONDS)
-
-
-def _is_free(target: Path) -> bool:
-    """Whether nobody builds or trains a target, as far as one can see."""
-    place = target.with_name(f".{target.name}.building")
-    return lease.Watch(place, float("inf")).look(end=False) is None

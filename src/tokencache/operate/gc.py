@@ -20,7 +20,7 @@ from ..inventory import is_mine
 from ..workflows import running
 from .garbage import Wanted, garbage, unfinished
 from .on_disk import Cache, caches, runs_by_cache
-from .removal import delete, said
+from .removal import delete, said, trained_by
 from .shared import Thing
 from .tables import TIMES, ago, amount, count, iso, show, show_json
 
@@ -128,6 +128,9 @@ def _wanted(cache: Path, found: list[Cache], experiments: list[_Experiment]) -> 
         for name, runs in runs_by_cache(found, results).items():
             if runs:
                 wanted.caches.setdefault(name, "of finished runs")
+        for one in found:
+            if trained_by(one, results):
+                wanted.caches.setdefault(one.name, "of runs that are trained now")
     for workflow in running(cache):
         for name in workflow.caches:
             wanted.caches.setdefault(name, "of workflows that run now")

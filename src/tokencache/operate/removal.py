@@ -6,25 +6,49 @@ import pwd
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from .. import lease
 from ..errors import UserError
-from ..files import remove
+from ..files import SUPERSEDED_SECONDS, is_still, remove
+from ..plan import building_path
 from ..workflows import Running
 from .on_disk import Cache
 from .shared import Thing
 from .tables import amount, count
 
 
-def why_it_stays(one: Cache, thing: Thing, workflows: list[Running]) -> str | None:
+def why_it_stays(
+    one: Cache, thing: Thing, workflows: list[Running], results: Path | None
+) -> str | None:
     """Why a cache can't be deleted now; None where it can."""
     if one.pinned:
         return f"is pinned; tokencache unpin {one.name}"
     for running in workflows:
         if one.name in running.caches:
             return f"a workflow works on it: {running.who}"
+    if results and (trainer := trained_by(one, results)):
+        return f"a model is trained on it: {trainer}"
     if not thing.mine:
         return f"{_owner(one.folder)} made it; what other users made stays"
     return None
+
+
+def trained_by(one: Cache, results: Path) -> str | None:
+    """Who trains a model on a cache of this name and length, if anybody does, as people say it."""
+    for place in Path(results, one.model, one.dataset).glob(f".{one.max_length}-*.building"):
+        run = place.with_name(place.stem.removeprefix("."))
+        if holder := holder_of(run):
+            return f"process {holder['pid']} on {holder['host']} makes {run}"
+    return None
+
+
+def holder_of(target: Path) -> dict[str, Any] | None:
+    """Who says that he makes a target, and said so again within the hour."""
+    place = building_path(target)
+    if is_still(place, SUPERSEDED_SECONDS):
+        return None
+    return lease.Watch(place, float("inf")).look(end=False)
 
 
 def _owner(folder: Path) -> str:

@@ -14,7 +14,7 @@ from .. import costs
 from .. import why as reasons
 from ..config import Combination
 from ..files import read_json
-from .experiment import add_config_words, config_of, plan_of
+from .experiment import add_config_words, combination, config_of, plan_of
 from .tables import amount, count, duration, show_json
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ def add_words(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print it for each length. Raises UserError for what the configuration does not make."""
-    length = arguments.max_length or "all"
-    wanted = Combination(model=arguments.model, dataset=arguments.dataset, max_length=length)
     config = config_of(arguments)
+    length = "all" if arguments.max_length is None else arguments.max_length
+    wanted = combination(config, arguments.model, arguments.dataset, length)
     # With all that config.yaml builds: what is still wanted is nobody's place to take.
     plan = plan_of(config, *([Combination()] if config.build == "all" else config.build), wanted)
     chosen = config.model_copy(update={"build": [wanted]}).combinations()
