@@ -178,6 +178,11 @@ class Plan:
         """The source shard that a token shard is made from."""
         return self.data["shards"][self.data["tokens"][tokens]["shard"]]
 
+    def shared_keys(self) -> list[str]:
+        """Of the token shards, tokenizers and fetched data: what caches share."""
+        folders = [*self.tokenizers, *self.fetches]
+        return [*self.data["tokens"], *(Path(folder).name for folder in folders)]
+
     def tokenizer_keys(self, trained: bool) -> list[str]:
         """Of the tokenizers that the workflow trains, or of those that are given."""
         entries = self.tokenizers.values()

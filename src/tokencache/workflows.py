@@ -27,14 +27,13 @@ PREFIX = ".workflow-"
 class Running:
     """A workflow that runs, and what it works on.
 
-    who: for people. caches: by name, MODEL/DATASET/MAX_LENGTH-KEY; the others by key.
+    who: for people. caches: by name, MODEL/DATASET/MAX_LENGTH-KEY. keys: of token shards,
+    tokenizers and fetched data.
     """
 
     who: str
     caches: frozenset[str]
-    tokens: frozenset[str]
-    tokenizers: frozenset[str]
-    sources: frozenset[str]
+    keys: frozenset[str]
 
 
 def announce(plan: Plan) -> None:
@@ -45,9 +44,7 @@ def announce(plan: Plan) -> None:
         "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "folder": os.getcwd(),
         "caches": [os.path.relpath(path, plan.cache) for path in plan.caches],
-        "tokens": list(plan.data["tokens"]),
-        "tokenizers": [Path(folder).name for folder in plan.tokenizers],
-        "sources": [Path(folder).name for folder in plan.fetches],
+        "keys": plan.shared_keys(),
     }
     with suppress(OSError, UserError):
         for file in Path(plan.cache).glob(f"{PREFIX}*.json"):
@@ -74,8 +71,7 @@ def running(cache: str | Path) -> list[Running]:
 
 def _running(about: dict[str, Any]) -> Running:
     who = f"process {about['pid']} on {about['host']} in {about['folder']} since {about['since']}"
-    kinds = ("caches", "tokens", "tokenizers", "sources")
-    return Running(who, *(frozenset(about[kind]) for kind in kinds))
+    return Running(who, frozenset(about["caches"]), frozenset(about["keys"]))
 
 
 def _file(plan: Plan) -> Path:

@@ -11,7 +11,7 @@ from ..workflows import running
 from .experiment import add_cache_words, folders_of
 from .on_disk import Cache, caches, chosen
 from .removal import delete, said, why_it_stays
-from .shared import Thing, cache_thing, needed, needs_of, token_shards
+from .shared import Thing, cache_thing, keys_of, needs_of, token_shards
 from .tables import ago, amount, count, show, show_json
 
 
@@ -67,13 +67,15 @@ def _free(cache: Path, doomed: list[Cache], shared: set[str]) -> tuple[list[Thin
     """Of the token shards that some caches share, those that nothing else needs; and a note on
     the others."""
     names = {one.name for one in doomed}
+    needed = {key for workflow in running(cache) for key in workflow.keys}
     try:
-        others = [one for one in caches(cache) if one.name not in names]
-        tokens, _ = needed(others, running(cache))
+        for one in caches(cache):
+            if one.name not in names:
+                needed.update(keys_of(one))
     except UserError as error:
         return [], f"no token shard goes: {error}"
     there = [thing for thing in token_shards(cache) if thing.key in shared]
-    free = [thing for thing in there if thing.key not in tokens]
+    free = [thing for thing in there if thing.key not in needed]
     mine = [thing for thing in free if thing.mine]
     notes = []
     if len(there) > len(free):

@@ -5,26 +5,16 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .. import inventory
-from ..errors import UserError
 from ..files import ABANDONED_SECONDS, SUPERSEDED_SECONDS, is_left, is_still
 from ..workflows import PREFIX, is_over
 from .on_disk import Cache
 from .removal import holder_of
-from .shared import (
-    Needs,
-    Thing,
-    cache_thing,
-    folder_thing,
-    keyed_folders,
-    needs_of,
-    token_shards,
-)
+from .shared import Thing, cache_thing, folder_thing, keyed_folders, keys_of, token_shards
 
 BESIDE = re.compile(r"\.(?P<target>[0-9]+-[0-9a-f]{12})\.(?P<kind>checkpoints|building|parts)")
 
@@ -51,49 +41,48 @@ def garbage(
     folder from which on nothing more needs to go. Only this user's own things are in it.
     Raises UserError where a cache does not say what it needs.
     """
-    shared = {thing.key: thing for thing in _shared(cache) if thing.kind != "leftover"}
     left = list(leftovers(cache))
-    size = sum(one.bytes for one in found)
-    size += sum(thing.bytes for thing in [*shared.values(), *left])
-    uses, needs = Counter(wanted.keys), {}
+    shared = {thing.key: thing for thing in _shared(cache) if thing.kind != "leftover"}
+    size = sum(item.bytes for item in [*found, *left, *shared.values()])
+    uses = Counter(wanted.keys)
     for one in found:
-        needs[one.name] = _keys_of(one)
-        uses.update(needs[one.name])
-    loose = {key: thing for key, thing in shared.items()
-             if thing.mine and time.time() - thing.time >= older}  # fmt: skip
-    chosen: list[Thing] = []
+        uses.update(keys_of(one))
+    old = {key: thing for key, thing in shared.items() if thing.mine and _is_old(thing, older)}
+    choice = _Choice(size, budget)
+    choice.take(thing for thing in left if thing.mine)
+    choice.take(_by_time(thing for key, thing in old.items() if not uses[key]))
+    by_name = {one.name: one for one in found if one.name not in wanted.caches}
+    for thing in _by_time(map(cache_thing, by_name.values())):
+        if thing.mine and _is_old(thing, older) and choice.take([thing]):
+            keys = list(keys_of(by_name[thing.key]))
+            uses.subtract(keys)
+            choice.take(old[key] for key in keys if key in old and not uses[key])
+    return choice.chosen
 
-    def take(things: Iterator[Thing] | list[Thing]) -> None:
-        nonlocal size
+
+class _Choice:
+    """Things to delete, until a folder of `size` bytes has no more than `budget`, if any."""
+
+    def __init__(self, size: int, budget: int | None) -> None:
+        self._size, self._budget = size, budget
+        self.chosen: list[Thing] = []
+
+    def take(self, things: Iterable[Thing]) -> bool:
+        """Whether any of them had to be taken."""
+        before = len(self.chosen)
         for thing in things:
-            if budget is None or size > budget:
-                chosen.append(thing)
-                size -= thing.bytes
-
-    take(thing for thing in left if thing.mine)
-    take(sorted((t for key, t in loose.items() if not uses[key]), key=lambda t: t.time))
-    spare = [cache_thing(one) for one in found if one.name not in wanted.caches]
-    for thing in sorted(spare, key=lambda t: t.time):
-        if not thing.mine or time.time() - thing.time < older:
-            continue
-        before = len(chosen)
-        take([thing])
-        if len(chosen) > before:
-            uses.subtract(needs[thing.key])
-            take([loose[key] for key in needs[thing.key] if key in loose and not uses[key]])
-    return chosen
+            if self._budget is None or self._size > self._budget:
+                self.chosen.append(thing)
+                self._size -= thing.bytes
+        return len(self.chosen) > before
 
 
-def _keys_of(one: Cache) -> set[str]:
-    """The keys of all that a cache is made of."""
-    needs: Needs | None = needs_of(one)
-    if needs is None:
-        raise UserError(
-            f"{one.folder / inventory.CACHE_FILE} can't be read, so nobody knows what that cache "
-            f"needs; delete it first: tokencache clear {one.name}"
-        )
-    tokenizer = {one.about["tokenizer"]["key"]} if one.about else set()
-    return needs.tokens.keys() | needs.sources | tokenizer
+def _by_time(things: Iterable[Thing]) -> list[Thing]:
+    return sorted(things, key=lambda thing: thing.time)
+
+
+def _is_old(thing: Thing, seconds: float) -> bool:
+    return time.time() - thing.time >= seconds
 
 
 def _shared(cache: Path) -> Iterator[Thing]:

@@ -122,8 +122,7 @@ def _wanted(cache: Path, found: list[Cache], experiments: list[_Experiment]) -> 
         for path in plan.caches:
             wanted.caches.setdefault(os.path.relpath(path, plan.cache), f"of {experiment.name}")
         wanted.runs |= {(experiment.folder / path).resolve() for path in plan.runs}
-        wanted.keys |= set(plan.data["tokens"])
-        wanted.keys |= {Path(folder).name for folder in [*plan.tokenizers, *plan.fetches]}
+        wanted.keys.update(plan.shared_keys())
     for results in dict.fromkeys(experiment.results for experiment in experiments):
         for name, runs in runs_by_cache(found, results).items():
             if runs:
@@ -134,7 +133,7 @@ def _wanted(cache: Path, found: list[Cache], experiments: list[_Experiment]) -> 
     for workflow in running(cache):
         for name in workflow.caches:
             wanted.caches.setdefault(name, "of workflows that run now")
-        wanted.keys |= workflow.tokens | workflow.tokenizers | workflow.sources
+        wanted.keys |= workflow.keys
     return wanted
 
 

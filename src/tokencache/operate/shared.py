@@ -12,7 +12,6 @@ from pathlib import Path
 
 from .. import inventory
 from ..errors import UserError
-from ..workflows import Running
 from .on_disk import Cache, size_of
 
 
@@ -112,21 +111,18 @@ def cache_thing(one: Cache) -> Thing:
     return Thing("cache", one.name, (one.folder,), one.bytes, used, inventory.is_mine(one.folder))
 
 
-def needed(found: list[Cache], workflows: list[Running]) -> tuple[set[str], set[str]]:
-    """Keys of the token shards and of the fetched data that some caches, or workflows that
-    run, are made of. Raises UserError where one of the caches does not say."""
-    tokens = {key for running in workflows for key in running.tokens}
-    sources = {key for running in workflows for key in running.sources}
-    for one in found:
-        needs = needs_of(one)
-        if needs is None:
-            raise UserError(
-                f"{one.folder / inventory.CACHE_FILE} can't be read, so nobody knows which token "
-                f"shards that cache needs; delete it first: tokencache clear {one.name}"
-            )
-        tokens.update(needs.tokens)
-        sources |= needs.sources
-    return tokens, sources
+def keys_of(one: Cache) -> Iterator[str]:
+    """The keys of all that a cache is made of. Raises UserError where it does not say."""
+    needs = needs_of(one)
+    if needs is None:
+        raise UserError(
+            f"{one.folder / inventory.CACHE_FILE} can't be read, so nobody knows which token "
+            f"shards that cache needs; delete it first: tokencache clear {one.name}"
+        )
+    yield from needs.tokens
+    yield from needs.sources
+    if one.about:
+        yield one.about["tokenizer"]["key"]
 
 
 def _entries(folder: str | os.PathLike) -> list[os.DirEntry]:
