@@ -264,7 +264,8 @@ def test_gc_goes_by_configurations_and_finished_runs(copy, told):
     dry = json.loads(told("gc", "--configfile", "ones.yaml", "--json", folder=copy.folder))
     assert [thing["name"].partition("-")[0] for thing in dry["may_go"]] == ["one/qa/32"]
     assert len(names(copy.folder)) == 4
-    told("gc", "--configfile", "ones.yaml", "--delete", folder=copy.folder)
+    ones = str(copy.folder / "ones.yaml")
+    told("gc", "--configfile", ones, "--delete", folder=copy.folder.parent)
     assert names(copy.folder) == ["one/qa/32", "one/qa/48", "two/qa/32"]
     assert len(copy.token_shards()) == 10 * 1
 

@@ -82,12 +82,11 @@ class _Experiment:
 
     @classmethod
     def read(cls, files: list[Path]) -> _Experiment:
-        """One in the current folder, or below it, is read as snakemake reads it here; another
-        one as snakemake reads it in that file's folder."""
+        """As snakemake reads it in the folder where that is run for it."""
         from ..resolve import resolve
 
-        here, paths = Path.cwd(), [Path(os.path.abspath(file)) for file in files]
-        folder = here if paths[0].is_relative_to(here) else paths[0].parent
+        paths = [Path(os.path.abspath(file)) for file in files]
+        folder = _where_snakemake_runs(paths[0])
         with contextlib.chdir(folder):
             plan = resolve(load_config(config_files.read(paths), paths))
         return cls(" + ".join(map(str, files)), folder, plan)
@@ -99,6 +98,16 @@ class _Experiment:
     @property
     def results(self) -> Path:
         return self.folder / self.plan.results
+
+
+def _where_snakemake_runs(file: Path) -> Path:
+    """The nearest folder above a configuration in which there are signs of it, or the file's."""
+    if file.parent == Path.cwd():  # as other verbs have it
+        return file.parent
+    for folder in file.parents:
+        if any((folder / sign).exists() for sign in ("Snakefile", ".snakemake")):
+            return folder
+    return file.parent
 
 
 def _one_cache_folder(experiments: list[_Experiment]) -> Path:
