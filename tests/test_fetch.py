@@ -67,7 +67,7 @@ def pieces(out, count):
 def test_rows_are_those_of_the_data_set_in_order(tmp_path, kind):
     out = tmp_path / "fetched" / "k"
     fetch.fetch(wanted(folder_of(tmp_path, kind)), out)
-    assert sorted(os.listdir(out)) == [*(f"{n:05d}.arrow" for n in range(4)), fetch.MANIFEST]
+    assert sorted(os.listdir(out)) == [*(f"{n:05d}.arrow" for n in range(4)), fetch.FETCHED]
     assert os.listdir(out.parent) == ["k"], "nothing temporary is left"
     texts, messages, sizes = [], [], []
     for piece, digest in pieces(out, 4):
@@ -105,7 +105,8 @@ def test_weights_are_published_and_the_users_own_copy_is_left_as_it_is(tmp_path)
     out.parent.chmod(0o2775)
     given = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     subprocess.run([sys.executable, "-c", WEIGHTS, out], check=True, env=given)
-    assert [p.name for p in out.iterdir() if not p.name.startswith(".")] == ["model.safetensors"]
+    names = [p.name for p in sorted(out.iterdir()) if not p.name.startswith(".")]
+    assert names == ["manifest.json", "model.safetensors"]
     made = out / "model.safetensors"
     assert made.read_bytes() == b"weights" and not made.is_symlink()
     assert stat.S_IMODE(made.stat().st_mode) & 0o640 == 0o640

@@ -21,6 +21,7 @@ from shards import IGNORED, build, entry, labelled, naive_windows, tokens, write
 
 from tokencache import pack, windows
 from tokencache.gather import Gatherer
+from tokencache.manifest import beside
 from tokencache.token_shards import Documents
 
 
@@ -347,6 +348,17 @@ def test_packed_documents_of_one_token_leave_nothing_to_train_on(tmp_path):
     paths = [write_shard(tmp_path / "0.arrow", [document(1)] * 3)]
     wanted = entry(8, packing="best_fit")
     fails(lambda: build(tmp_path / "cache", paths, wanted), "leaves no token to train on")
+
+
+def test_a_token_shard_that_was_cut_short_is_named(tmp_path):
+    path = write_shard(tmp_path / "tokens/a.arrow", [document(9)])
+    size = os.path.getsize(path)
+    for wrong in (json.dumps({"bytes": size + 1}), "{", "{}"):
+        beside(path).write_text(wrong)
+        said = fails(lambda: build(tmp_path / "cache", [path], entry(16)), "verify --repair")
+        assert "a.arrow is damaged" in said or "a.json is damaged" in said
+    beside(path).write_text(json.dumps({"bytes": size}))
+    build(tmp_path / "cache", [path], entry(16))
 
 
 def test_missing_token_shard_is_named(tmp_path):

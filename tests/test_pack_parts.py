@@ -47,7 +47,7 @@ def test_any_number_of_parts_makes_the_same_bytes(tmp_path, shards, packing):
     for count in (1, 2, 5, len(names) + 3):
         folder = tmp_path / f"{count}"
         parts = parts_of(cache, shards, folder, count)
-        written = [set(tree(part)) - {"part.json"} for part in parts]
+        written = [set(tree(part)) - {"files.json"} for part in parts]
         assert sorted(name for part in written for name in part) == sorted(names)
         assert max(map(len, written)) - min(map(len, written)) <= 1, "as much for each job"
         pack.build(cache, shards, tmp_path / f"of-{count}", parts)
@@ -94,3 +94,13 @@ def test_parts_of_another_cache_are_not_taken(tmp_path, shards):
     pack.build(other, shards, tmp_path / "whole")
     pack.build(other, shards, tmp_path / "out", parts)
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_a_file_of_a_part_that_was_cut_short_is_written_anew(tmp_path, shards):
+    cache = entry(16)
+    pack.build(cache, shards, tmp_path / "whole")
+    parts = parts_of(cache, shards, tmp_path / "parts", 2)
+    file = next(parts[1].rglob("*.arrow"))
+    file.write_bytes(file.read_bytes()[:-1])
+    pack.build(cache, shards, tmp_path / "joined", parts)
+    assert tree(tmp_path / "joined") == tree(tmp_path / "whole")

@@ -46,7 +46,7 @@ def test_materialized_folder_gives_the_same_ids_everywhere(name, tokenizer_folde
     found = tokenizers.describe(at(source))
     folder = tmp_path / "made"
     tokenizers.materialize(at(source), folder, found.key)
-    files = ["facts.json", "tokenizer.json", "tokenizer_config.json"]
+    files = ["facts.json", "manifest.json", "tokenizer.json", "tokenizer_config.json"]
     assert sorted(file.name for file in folder.iterdir()) == files
     assert tokenizers.facts(folder) == found
     texts = make_texts(300, seed=3)
@@ -62,6 +62,21 @@ def test_materialized_folder_gives_the_same_ids_everywhere(name, tokenizer_folde
     for text, ids in zip(texts, wanted, strict=True):
         bare = reference(text, add_special_tokens=False)["input_ids"]
         assert ids == found.prefix + bare + found.suffix
+
+
+def test_a_damaged_folder_is_named(tokenizer_folder, tmp_path):
+    reference = at(tokenizer_folder("bos_eos"))
+    found = tokenizers.describe(reference)
+    tokenizers.materialize(reference, tmp_path / "made", found.key)
+    for name, change in (
+        ("tokenizer.json", lambda data: data[:-1]),
+        ("facts.json", lambda data: b"#" + data[1:]),  # of the same length
+        ("manifest.json", lambda data: b"{}x"),
+    ):
+        folder = shutil.copytree(tmp_path / "made", tmp_path / name)
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+        with pytest.raises(UserError, match=r"is damaged .*verify --repair"):
+            tokenizers.facts(folder)
 
 
 def test_facts(tokenizer_folder):

@@ -212,6 +212,10 @@ def test_a_token_shard_that_is_gone_is_named(tmp_path):
     fails(lambda: list(view), paths[1], "is not what it was", "run snakemake again")
     Path(paths[1]).write_bytes(b"something else")
     fails(lambda: list(view), paths[1], "can't be read", "run snakemake again")
+    # Said beside it: of a file of another length nothing is read.
+    Path(paths[1]).with_suffix(".json").write_text('{"bytes": 17}')
+    for read in (lambda: list(view), lambda: collate.split(view)):
+        fails(read, paths[1], "it has 14 bytes instead of 17", "tokencache verify --repair")
 
 
 def test_what_is_no_cache_is_refused(tmp_path):

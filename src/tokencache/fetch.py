@@ -11,14 +11,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from . import machine, sources
+from . import machine, manifest, sources
 from .errors import UserError
 from .files import published, read_json, write_json
 from .fingerprint import check_identity
 from .progress import Progress
 from .sources import Piece, Source
 
-MANIFEST = "fetched.json"
+FETCHED = "fetched.json"
 ROWS = 1000  # read at a time
 
 # What a model is loaded from: no pickles, and no copies for other libraries.
@@ -73,7 +73,7 @@ def _write(data: Any, count: int, folder: Path) -> None:
     data = data.with_format("arrow")
     schema = data.features.arrow_schema
     least, more = divmod(len(data), count)  # the first `more` files have one row more
-    manifest = {}
+    made_of = {}
     with published(folder, folder=True) as made, Progress(len(data), "rows", "fetch") as progress:
         for number in range(count):
             start = number * least + min(number, more)
@@ -88,8 +88,8 @@ def _write(data: Any, count: int, folder: Path) -> None:
             source = Source(str(made / name), "arrow", None, "line")
             units = sources.units(source)
             digest = sources.digest_of_units([digest for _, digest in units])
-            manifest[name] = {"batches": len(units), "digest": digest}
-        write_json(made / MANIFEST, manifest)
+            made_of[name] = {"batches": len(units), "digest": digest}
+        write_json(made / FETCHED, made_of)
 
 
 def fetch_weights(wanted: dict[str, Any], folder: Path) -> None:
@@ -109,6 +109,7 @@ def fetch_weights(wanted: dict[str, Any], folder: Path) -> None:
         # Copies, for the user's own folder is not ours to open to a group.
         copy = shutil.copyfile
         shutil.copytree(there, made, dirs_exist_ok=True, ignore=_others, copy_function=copy)
+        manifest.write(made)
 
 
 def _others(folder: str, names: list[str]) -> list[str]:
@@ -120,7 +121,7 @@ def _others(folder: str, names: list[str]) -> list[str]:
 def piece(folder: str, source: Source) -> tuple[Piece, str]:
     """One fetched file as a piece, and its digest as it was when it was fetched."""
     try:
-        entry = read_json(Path(folder, MANIFEST))[Path(source.path).name]
+        entry = read_json(Path(folder, FETCHED))[Path(source.path).name]
     except FileNotFoundError:
         raise UserError(f"{folder} is missing; run snakemake again to fetch it") from None
     return Piece(source, 0, entry["batches"]), entry["digest"]

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from . import pairs, view
+from . import manifest, pairs, view
 from .errors import UserError
-from .files import hash_file, key_of, link, published, read_json, write_json
+from .files import key_of, link, published, read_json, write_json
 from .gather import Gatherer, SplitRows
 from .pairs import PairRows
 from .progress import Progress
@@ -30,7 +30,7 @@ from .windows import rows, split_of, windows
 ROWS_IN_A_BATCH = 1000
 TOKENS_IN_A_BATCH = 2**22  # ends a batch earlier, so that long rows need no more memory
 TOKENS_IN_A_FILE = 2**26  # of a split; some hundred MB
-PART = "part.json"
+PART = "files.json"
 
 Split = SplitRows | PairRows
 
@@ -76,7 +76,7 @@ def build(
             "key": cache["key"],
             "documents": counts,
             "splits": made,
-            "files": _files(folder, checksums),
+            "files": manifest.contents(folder, checksums),
         }
         write_json(folder / "cache.json", summary)
     return summary
@@ -92,7 +92,7 @@ def build_part(
     splits, _ = _splits(cache, tokens)
     with published(out, folder=True) as folder:
         checksums = _write_files(folder, cache, splits, _data_files(splits)[number::count])
-        files = {str(path.relative_to(folder)): digest for path, digest in checksums.items()}
+        files = manifest.contents(folder, checksums)
         write_json(folder / PART, {"key": cache["key"], "files": files})
 
 
@@ -129,17 +129,6 @@ def _check(cache: dict[str, Any], made: dict[str, Any], counts: dict[str, Any]) 
             f"{where}: the loss mask leaves no token to train on; look at loss: and document: of "
             "the data set"
         )
-
-
-def _files(folder: Path, checksums: dict[Path, str]) -> dict[str, dict[str, Any]]:
-    """Sizes and checksums of all files, of which those are read that are in none yet."""
-    return {
-        str(path.relative_to(folder)): {
-            "bytes": path.stat().st_size,
-            "blake3": checksums.get(path) or hash_file(path),
-        }
-        for path in sorted(path for path in folder.rglob("*") if path.is_file())
-    }
 
 
 # Datasets: as `datasets` saves them, Arrow streams, state.json and dataset_info.json
@@ -213,21 +202,22 @@ def _join(
 
     Who makes the cache first removes the parts, so any of them may be gone at any moment.
     """
-    written: dict[str, tuple[Path, str]] = {}
+    written: dict[str, tuple[Path, dict[str, Any]]] = {}
     for part in parts:
         with suppress(FileNotFoundError):
             about = read_json(part / PART)
             if about["key"] == cache["key"]:
-                written |= {path: (part / path, digest) for path, digest in about["files"].items()}
+                written |= {path: (part / path, made) for path, made in about["files"].items()}
     checksums = {}
     for file in files:
         path = folder / file.path
         path.parent.mkdir(exist_ok=True)
         if file.path in written:
-            source, digest = written[file.path]
+            source, made = written[file.path]
             with suppress(FileNotFoundError):
-                link(source, path)
-                checksums[path] = digest
+                if source.stat().st_size == made["bytes"]:  # or it is written anew
+                    link(source, path)
+                    checksums[path] = made["blake3"]
     return checksums
 
 

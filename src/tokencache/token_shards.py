@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from . import machine
 from .errors import UserError
+from .files import read_json
+from .manifest import REPAIR, beside
 from .readers import as_numpy
 
 
@@ -31,6 +33,8 @@ class Segment:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+
+REMAKE = f"remove it and run snakemake again, which makes it anew; {REPAIR}"
 
 # What to say of a token shard that is not there, after its path.
 LOST = (
@@ -62,10 +66,7 @@ class Segments:
             batches, counts = self.batches[first:stop], np.diff(self.first[first : stop + 1])
             as_made = batches.tolist() == list(range(len(found)))
             if number >= stop or not as_made or counts.tolist() != [len(s) for s in found]:
-                raise UserError(
-                    f"token shard {path} is not what it was when it was made; remove it and run "
-                    "snakemake again, which makes it anew"
-                )
+                raise UserError(f"token shard {path} is not what it was when it was made; {REMAKE}")
             self._opened.update(enumerate(found, first))
         return self._opened[number]
 
@@ -120,20 +121,40 @@ def _read_beforehand(paths: list[str]) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
+def check_size(path: str, lost: str) -> None:
+    """Raises UserError for a token shard that is not there, or is not as long as it was made.
+
+    Where nothing is said beside it of how long that was, the end of its file tells.
+    """
+    try:
+        found = os.stat(path).st_size
+        made = read_json(beside(path))["bytes"]
+    except FileNotFoundError:
+        if not os.path.exists(path):
+            raise UserError(f"token shard {path} {lost}") from None
+        return
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{beside(path)} is damaged; {REPAIR}") from None
+    if found != made:
+        raise UserError(
+            f"token shard {path} is damaged: it has {found:,} bytes instead of {made:,}; {REMAKE}"
+        )
+
+
 def _read(path: str, lost: str) -> tuple[np.dtype, list[Segment]]:
     """The type of a shard's ids, which an empty one has too, and its record batches."""
+    check_size(path, lost)
     try:
         # What is mapped stays mapped when the file is closed: any number can be in use.
         with pa.memory_map(path) as source, pa.ipc.open_file(source) as reader:
             batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+            for batch in batches:
+                batch.validate()  # that what it says of itself fits together
             dtype = reader.schema.field("input_ids").type.value_type.to_pandas_dtype()
     except FileNotFoundError:
         raise UserError(f"token shard {path} {lost}") from None
-    except pa.ArrowInvalid as error:
-        raise UserError(
-            f"token shard {path} can't be read ({error}); remove it and run snakemake again, "
-            "which makes it anew"
-        ) from None
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UserError(f"token shard {path} can't be read ({error}); {REMAKE}") from None
     return np.dtype(dtype), [_segment(batch) for batch in batches]
 
 

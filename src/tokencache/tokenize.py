@@ -25,6 +25,7 @@ from .engines import Differs, Encoded, Engines, buffers
 from .errors import UserError
 from .files import published, write_json
 from .loss_spans import Finder, OtherRuns, merged
+from .manifest import beside
 from .progress import Progress
 from .readers import as_arrow, as_numpy
 from .sources import Piece
@@ -181,7 +182,7 @@ class _Shard:
                 "checksum": writer.checksum(),
                 "engine": self._engine(),
             }
-            write_json(self.out.with_suffix(".json"), made)
+            write_json(beside(self.out), made)
         self.progress.update(self.size - self.counted)
         self.counted = self.size
 

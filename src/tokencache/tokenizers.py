@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
+from . import manifest
 from .errors import UserError
 from .files import key_of, published, read_json, write_json
 from .probe import PROBE, around, probe, probe_ids
@@ -112,7 +113,7 @@ def materialize(ref: Reference, folder: Path, key: str, trust_remote_code: bool 
 
 
 def save(tokenizer: PreTrainedTokenizerFast, folder: Path, facts: Facts) -> None:
-    """Write tokenizer.json, tokenizer_config.json and facts.json into a folder that is there.
+    """Write tokenizer.json, tokenizer_config.json, facts.json and the manifest into a folder.
 
     Without a chat template: models that share a tokenizer need not share that. Raises
     UserError where the folder, loaded again, gives other ids.
@@ -122,6 +123,7 @@ def save(tokenizer: PreTrainedTokenizerFast, folder: Path, facts: Facts) -> None
     tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
     write_json(folder / CONFIG_FILE, _configuration(tokenizer, facts))
     write_json(folder / FACTS_FILE, asdict(facts) | {"chat_template": None})
+    manifest.write(folder)
     texts = probe(tokenizer.backend_tokenizer)
     wanted = probe_ids(tokenizer, texts)
     again = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
@@ -135,14 +137,30 @@ def save(tokenizer: PreTrainedTokenizerFast, folder: Path, facts: Facts) -> None
 
 
 def facts(folder: str | Path) -> Facts:
-    """The facts of a materialized or trained tokenizer. Raises UserError where it is missing."""
+    """The facts of a materialized or trained tokenizer.
+
+    Raises UserError where it is missing, and where a file of it is missing or cut short.
+    """
     try:
+        if Path(folder, manifest.MANIFEST).exists():  # or an earlier version made it
+            files = read_json(Path(folder, manifest.MANIFEST))
+            for wrong in manifest.wrong_sizes(Path(folder), files):
+                raise _damaged(folder, wrong)
         return Facts(**read_json(Path(folder, FACTS_FILE)))
     except FileNotFoundError:
         raise UserError(
             f"the tokenizer {folder} is missing: it was removed after the plan was made; "
             "run snakemake again"
         ) from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _damaged(folder, str(error)) from None
+
+
+def _damaged(folder: str | Path, why: str) -> UserError:
+    return UserError(
+        f"the tokenizer {folder} is damaged ({why}); remove it and run snakemake again, which "
+        f"makes it anew; {manifest.REPAIR}"
+    )
 
 
 @lru_cache(maxsize=4)

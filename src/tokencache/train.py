@@ -25,6 +25,7 @@ from .collate import Collator, Split, split
 from .errors import UserError
 from .files import published, read_json, write_json
 from .hardware import Hardware
+from .manifest import MANIFEST
 from .metrics import say
 from .plan import decisive, records_path
 from .tracking import Tracking
@@ -222,7 +223,7 @@ def _say_start(
     say(f"steps {schedule.total:,}, {schedule.in_epoch:,} an epoch")
 
 
-NOT_THE_TOKENIZER = {"facts.json", "tokencache.json"}
+NOT_THE_TOKENIZER = {"facts.json", "tokencache.json", MANIFEST}
 
 
 def _write_results(

@@ -25,12 +25,13 @@ from .documents import SIDES
 from .errors import UserError
 from .files import read_json
 from .gather import Gatherer, SplitRows
+from .manifest import REPAIR, wrong_sizes
 from .marks import mark_used
 from .messages import unknown
 from .pairs import PairRows
 from .readers import as_arrow, as_numpy, as_texts
 from .streams import Writer
-from .token_shards import Segments
+from .token_shards import Segments, check_size
 from .windows import Rows, Windows, ranges, sums
 
 if TYPE_CHECKING:
@@ -140,11 +141,11 @@ class View:
         return found
 
     def check(self) -> None:
-        """Raises UserError where a token shard is missing; reading its rows would, too."""
+        """Raises UserError where a token shard is missing or was cut short; reading its rows
+        would, too."""
         segments = self._gather.segments
         for file in dict.fromkeys(map(segments.path, range(len(segments)))):
-            if not os.path.exists(file):
-                raise UserError(f"token shard {file} {segments.lost}")
+            check_size(file, segments.lost)
 
     @property
     def _all(self) -> range:
@@ -256,24 +257,17 @@ def _checked(folder: Path) -> list[str]:
     """The splits of a cache, whose files are as long as its cache.json says."""
     try:
         about = read_json(folder / "cache.json")
-        sizes, splits = {name: f["bytes"] for name, f in about["files"].items()}, about["splits"]
+        splits = about["splits"]
+        files = {name: {"bytes": file["bytes"]} for name, file in about["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{folder / 'cache.json'} is missing or damaged; {_mend(folder)}") from None
-    for name, size in sizes.items():
-        try:
-            found = os.stat(folder / name).st_size
-        except OSError:
-            raise UserError(f"{folder / name} is missing; {_mend(folder)}") from None
-        if found != size:
-            raise UserError(
-                f"{folder / name} is damaged: it has {found:,} bytes instead of {size:,}; "
-                f"{_mend(folder)}"
-            )
+    for wrong in wrong_sizes(folder, files):
+        raise UserError(f"{folder}/{wrong}; {_mend(folder)}")
     return list(splits)
 
 
 def _mend(folder: Path) -> str:
-    return f"delete {folder} and make it again with snakemake"
+    return f"delete {folder} and make it again with snakemake; {REPAIR}"
 
 
 def write(

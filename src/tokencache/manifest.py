@@ -1,0 +1,62 @@
+"""Sizes and checksums of a folder's files: written when it is made, compared later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .files import hash_file, write_json
+
+MANIFEST = "manifest.json"
+REPAIR = "`tokencache verify --repair` makes anew what is damaged"
+
+# {"bytes", "blake3"} of each file, by its path in the folder.
+Contents = dict[str, dict[str, Any]]
+
+
+def contents(folder: Path, known: dict[Path, str] | None = None) -> Contents:
+    """Of all files in a folder, of which those are read whose checksum is not `known`."""
+    known = known or {}
+    return {
+        str(path.relative_to(folder)): {
+            "bytes": path.stat().st_size,
+            "blake3": known.get(path) or hash_file(path),
+        }
+        for path in sorted(path for path in folder.rglob("*") if path.is_file())
+    }
+
+
+def write(folder: Path) -> None:
+    """Put the manifest of a folder into it, before the folder is published."""
+    write_json(folder / MANIFEST, contents(folder))
+
+
+def beside(file: str | Path) -> Path:
+    """Where size and checksum of a file that stands alone are said: a token shard."""
+    return Path(file).with_suffix(".json")
+
+
+def wrong_sizes(folder: Path, files: Contents) -> Iterator[str]:
+    """What is wrong with files that are missing or have another size; nothing is read."""
+    for name, about in files.items():
+        try:
+            found = (folder / name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            yield f"{name} is missing"
+            continue
+        if found != about["bytes"]:
+            yield f"{name} has {found:,} bytes instead of {about['bytes']:,}"
+
+
+def damage(folder: Path, files: Contents, read: Callable[[int], Any]) -> list[str]:
+    """What is wrong with the files of a folder, all of which are read.
+
+    read: is told the bytes of each file that was.
+    """
+    found = list(wrong_sizes(folder, files))
+    for name, about in files.items() if not found else ():
+        if hash_file(folder / name) != about["blake3"]:
+            found.append(f"{name} has other bytes than were written (its checksum differs)")
+        read(about["bytes"])
+    return found
