@@ -190,3 +190,7 @@ def test_load_opens_a_view_and_makes_its_token_shards_again(workflow):
     with pytest.raises(tokencache.UserError, match="is not there: make it with"):
         load()
     assert [row["input_ids"].tolist() for row in load(build=True)["train"]] == rows_of
+    shard = next((workflow.folder / "cache/tokens").rglob("*.arrow"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(tokencache.UserError, match=r"is damaged: it has .* verify --repair"):
+        load()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import json
 import os
 import random
 import shlex
@@ -18,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import config_files, lease, ranks
+from . import config_files, lease, making, ranks
 from .config import Combination, Config
 from .config import load as load_config
 from .errors import UserError
@@ -34,8 +32,6 @@ HINT_SECONDS = 30.0  # between two lines on stderr
 SOON_SECONDS = 2.0  # in which the sources of most are looked up: no line for that
 LONGEST_PAUSE = 2.0  # between two looks at a cache that somebody builds
 TAIL_LINES = 30  # of the log of a build that failed
-
-SNAKEFILE = Path(__file__).parents[2] / "Snakefile"
 
 _in_folder = threading.RLock()
 
@@ -83,7 +79,15 @@ def load(
             raise UserError(target.missing())
         target.check_that_it_can_be_built()
         _wait_or_build(target, patience, dead_after, words)
-    return open_cache(target.path, split)
+    return _checked(open_cache(target.path, split))
+
+
+def _checked(found: Any) -> Any:
+    """What was opened; a view's token shards are looked at now, and not when a row is read."""
+    for rows in found.values() if isinstance(found, dict) else [found]:
+        if isinstance(rows, AnyView):
+            rows.check()
+    return found
 
 
 def _configuration(
@@ -188,12 +192,8 @@ class _Target:
     def command(self, arguments: list[str]) -> list[str]:
         """What makes the cache, run in `folder`."""
         # Of a view that is there, snakemake makes the token shards for that target alone.
-        words = ["caches" if self.lacking else self.name, *arguments]
-        if SNAKEFILE.parent != self.folder:
-            words += ["--snakefile", str(SNAKEFILE)]
-        if self.files != [self.folder / "config.yaml"]:
-            words += ["--configfile", *map(str, self.files)]
-        return words
+        wanted = "caches" if self.lacking else self.name
+        return making.command([wanted], arguments, self.folder, self.files)
 
     def missing(self) -> str:
         holder = lease.Watch(self.place(), float("inf")).look(end=False)
@@ -206,21 +206,7 @@ class _Target:
         )
 
     def check_that_it_can_be_built(self) -> None:
-        if not SNAKEFILE.is_file():
-            raise UserError(
-                f"there is no {SNAKEFILE}: to make a cache, tokencache has to be installed from a "
-                "checkout of it, with `pip install --editable`"
-            )
-        if importlib.util.find_spec("snakemake") is None:
-            raise UserError(
-                f"build=True needs snakemake, which {sys.executable} lacks; {self.missing()}"
-            )
-        if not os.access(self.folder, os.W_OK):
-            raise UserError(
-                f"you may not write in {self.folder}, where snakemake would be run; copy the "
-                "configuration to a folder of your own, or let its owner make the cache: "
-                f"{self.missing()}"
-            )
+        making.check(self.folder, "build=True", self.missing())
 
 
 def _check(settings: Config, wanted: Combination, files: list[Path]) -> None:
@@ -339,8 +325,7 @@ def _explained(target: _Target) -> Iterator[None]:
 
 
 def _build(mine: lease.Lease, target: _Target, arguments: list[str]) -> None:
-    only = json.dumps([target.wanted.model_dump()])
-    shown = target.command([*arguments, "--config", f"build={only}"])
+    shown = target.command([*arguments, *making.of_only([target.wanted])])
     log = target.log()
     log.parent.mkdir(parents=True, exist_ok=True)
     about = _about()
