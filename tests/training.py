@@ -146,7 +146,7 @@ def records(out):
 def deterministic(out):
     """Everything that must not depend on when and how often the run was started."""
     without = [{k: v for k, v in r.items() if k not in metrics.TIMED} for r in records(out)]
-    timed = ("metrics.jsonl", "timing.json", "throughput.svg")
+    timed = ("metrics.jsonl", "timing.json", "throughput.svg", "provenance.json", "manifest.json")
     names = [f.name for f in sorted(out.iterdir()) if f.name not in timed]
     return without, {n: hashlib.sha256((out / n).read_bytes()).hexdigest() for n in names}
 

@@ -20,7 +20,10 @@ STAGES = (
 )  # fmt: skip
 
 # What is measured, and so differs between two runs that make the same thing.
-MEASURED = ("timing.json", "metrics.jsonl", "throughput.svg", ".snakemake_timestamp", ".last_used")
+MEASURED = (
+    "timing.json", "metrics.jsonl", "throughput.svg", "provenance.json", "manifest.json",
+    ".last_used", ".snakemake_timestamp",
+)  # fmt: skip
 
 TINY = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
         "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip

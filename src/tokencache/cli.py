@@ -76,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int | None:
     if not ranks.launched() and getattr(arguments, "rendezvous", None) is None:
         # The summary finds this in the job's log.
         print(f"tokencache {__version__} on {slurm.nodes()}", file=sys.stderr)
+        if image := machine.image():
+            print(f"image: {' '.join(image.values())}", file=sys.stderr)
         print(chosen.lines(arguments.command), file=sys.stderr)
         if arguments.command == "train":
             from . import checkpoints

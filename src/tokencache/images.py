@@ -17,6 +17,7 @@ from pathlib import Path
 from .errors import UserError
 from .files import hash_file, key_of, published, read_json, write_json
 from .fingerprint import Index, file_digests
+from .manifest import beside
 from .plan import INDEX, Plan
 
 NAMES = ("tokenize", "train")
@@ -76,12 +77,7 @@ def build(base: str, image: str, checkout: Path) -> None:
         command += [str(made.absolute()), str(checkout / "containers" / f"{name}.def")]
         _run(command, cwd=checkout, env=_build_environment(folders))
     # Of what stands there: another workflow may have built it too.
-    write_json(_about(image), {"blake3": hash_file(image)})
-
-
-def _about(image: str) -> Path:
-    """What is known of an image that was built here, beside it."""
-    return Path(image).with_suffix(".json")
+    write_json(beside(image), {"blake3": hash_file(image)})
 
 
 def check(image: str) -> None:
@@ -90,10 +86,10 @@ def check(image: str) -> None:
     One that was copied from elsewhere is only looked into.
     """
     _require("apptainer")
-    if _about(image).exists():
+    if beside(image).exists():
         with Index(INDEX) as index:
             [digest] = file_digests([image], index)
-        if digest != read_json(_about(image))["blake3"]:
+        if digest != read_json(beside(image))["blake3"]:
             raise UserError(f"{image} is damaged ({OTHER_BYTES}); {BUILD_AGAIN}")
     # From inside: the labels can also be read of an image whose end is missing.
     command = ["apptainer", "--silent", "exec", image, "cat", "/.singularity.d/labels.json"]

@@ -130,4 +130,5 @@ def _token_shards(plan: Plan, token_set: dict[str, Any]) -> dict[str, dict[str, 
 def train_run(plan: Plan, path: str) -> None:
     from . import train
 
-    train.train(plan.runs[path], Path(path), checkpoints_path(path))
+    run = plan.runs[path] | {"config": plan.data["config"]}
+    train.train(run, Path(path), checkpoints_path(path))

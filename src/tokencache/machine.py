@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from .errors import UserError
+from .files import read_json
+from .manifest import beside
 
 PROCESSES, ROWS, WRITER_ROWS = "DATASET_NUM_PROC", "DATASET_BATCH_SIZE", "DATASET_WRITER_BATCH_SIZE"
 RAYON, OPENMP = "RAYON_NUM_THREADS", "OMP_NUM_THREADS"
@@ -327,6 +330,18 @@ def _memory_of_groups(root: Path) -> Iterator[tuple[int, int]]:
         kept = ("inactive_file", "active_file")
         cached = sum(int(stat.get(f"total_{name}", stat.get(name, 0))) for name in kept)
         yield limit, max(0, used - cached)
+
+
+def image() -> dict[str, str] | None:
+    """The container image that this process runs in: its file's name, and its checksum where
+    it was built here. None outside of one."""
+    path = os.environ.get("APPTAINER_CONTAINER") or os.environ.get("SINGULARITY_CONTAINER")
+    if not path:
+        return None
+    found = {"name": Path(path).name}
+    with suppress(OSError, ValueError, KeyError):
+        found["blake3"] = read_json(beside(path))["blake3"]
+    return found
 
 
 def _first(folder: Path, names: Iterable[str]) -> int | None:

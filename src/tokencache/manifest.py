@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .files import hash_file, write_json
+from .errors import UserError
+from .files import hash_file, read_json, write_json
 
 MANIFEST = "manifest.json"
 REPAIR = "`tokencache verify --repair` makes anew what is damaged"
@@ -24,6 +25,7 @@ def contents(folder: Path, known: dict[Path, str] | None = None) -> Contents:
             "blake3": known.get(path) or hash_file(path),
         }
         for path in sorted(path for path in folder.rglob("*") if path.is_file())
+        if path != folder / MANIFEST
     }
 
 
@@ -33,7 +35,7 @@ def write(folder: Path) -> None:
 
 
 def beside(file: str | Path) -> Path:
-    """Where size and checksum of a file that stands alone are said: a token shard."""
+    """Where it is said what a file that stands alone holds: a token shard, an image."""
     return Path(file).with_suffix(".json")
 
 
@@ -47,6 +49,21 @@ def wrong_sizes(folder: Path, files: Contents) -> Iterator[str]:
             continue
         if found != about["bytes"]:
             yield f"{name} has {found:,} bytes instead of {about['bytes']:,}"
+
+
+def check(folder: Path, what: str) -> None:
+    """Raises UserError where files of a folder with a manifest are missing or cut short."""
+    try:
+        found = list(wrong_sizes(folder, read_json(folder / MANIFEST)))
+    except FileNotFoundError:  # an earlier version made it
+        return
+    except (ValueError, TypeError, KeyError, AttributeError):
+        found = [f"{MANIFEST} can't be read"]
+    if found:
+        raise UserError(
+            f"{what} {folder} is damaged ({found[0]}); remove it and run snakemake again, which "
+            f"makes it anew; {REPAIR}"
+        )
 
 
 def damage(folder: Path, files: Contents, read: Callable[[int], Any]) -> list[str]:

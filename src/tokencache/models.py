@@ -21,6 +21,7 @@ from transformers import (
     set_seed,
 )
 
+from . import manifest
 from . import tokenizers as own_tokenizers
 from .collate import COUNTS, Collator
 from .errors import UserError
@@ -205,6 +206,8 @@ def _with_attention(make: Any) -> PreTrainedModel:
 def _from_weights(run: dict[str, Any], vocab: Vocabulary) -> PreTrainedModel:
     where, name = f"models.{run['model']}.weights", run["weights_folder"]
     options = {"trust_remote_code": run["trust_remote_code"]}
+    if run["weights"]["hub"]:
+        manifest.check(Path(name), where)  # a folder of ours
     _refuse_pickles(where, name)
     try:
         config = AutoConfig.from_pretrained(name, **options)

@@ -142,25 +142,18 @@ def facts(folder: str | Path) -> Facts:
     Raises UserError where it is missing, and where a file of it is missing or cut short.
     """
     try:
-        if Path(folder, manifest.MANIFEST).exists():  # or an earlier version made it
-            files = read_json(Path(folder, manifest.MANIFEST))
-            for wrong in manifest.wrong_sizes(Path(folder), files):
-                raise _damaged(folder, wrong)
+        manifest.check(Path(folder), "the tokenizer")
         return Facts(**read_json(Path(folder, FACTS_FILE)))
     except FileNotFoundError:
         raise UserError(
             f"the tokenizer {folder} is missing: it was removed after the plan was made; "
             "run snakemake again"
         ) from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _damaged(folder, str(error)) from None
-
-
-def _damaged(folder: str | Path, why: str) -> UserError:
-    return UserError(
-        f"the tokenizer {folder} is damaged ({why}); remove it and run snakemake again, which "
-        f"makes it anew; {manifest.REPAIR}"
-    )
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"the tokenizer {folder} is damaged ({error}); remove it and run snakemake again, "
+            f"which makes it anew; {manifest.REPAIR}"
+        ) from None
 
 
 @lru_cache(maxsize=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import shutil
 import time
 import warnings
@@ -18,14 +19,24 @@ import torch
 import transformers
 from transformers import TrainingArguments
 
-from . import __version__, adapters, collectives, hardware, metrics, models, ranks, translation
+from . import (
+    __version__,
+    adapters,
+    collectives,
+    hardware,
+    machine,
+    manifest,
+    metrics,
+    models,
+    ranks,
+    translation,
+)
 from . import checkpoints as saved
 from .batching import Batches, Schedule
 from .collate import Collator, Split, split
 from .errors import UserError
 from .files import published, read_json, write_json
 from .hardware import Hardware
-from .manifest import MANIFEST
 from .metrics import say
 from .plan import decisive, records_path
 from .tracking import Tracking
@@ -223,13 +234,16 @@ def _say_start(
     say(f"steps {schedule.total:,}, {schedule.in_epoch:,} an epoch")
 
 
-NOT_THE_TOKENIZER = {"facts.json", "tokencache.json", MANIFEST}
+PROVENANCE_FILE = "provenance.json"
+LIBRARIES = ("tokencache", "numpy", "pyarrow", "tokenizers", "datasets", "transformers",
+             "accelerate", "torch", "safetensors")  # fmt: skip
+NOT_THE_TOKENIZER = {"facts.json", "tokencache.json", manifest.MANIFEST}
 
 
 def _write_results(
     folder: Path, run: dict[str, Any], trainer: CacheTrainer, chosen: Hardware
 ) -> None:
-    """Weights or the adapter, tokenizer, metrics.jsonl, plots, run.json and timing.json."""
+    """Weights or the adapter, tokenizer, metrics.jsonl, plots, run.json and other records."""
     records = trainer.state.log_history
     adapters.save(trainer.model, folder, run)
     for file in sorted(Path(run["tokenizer"]).iterdir()):
@@ -259,6 +273,22 @@ def _write_results(
         "resumed_from_step": trainer.resumed_from,
     }
     write_json(folder / "timing.json", timing)
+    write_json(folder / PROVENANCE_FILE, _provenance(run))
+    manifest.write(folder)
+
+
+def _provenance(run: dict[str, Any]) -> dict[str, Any]:
+    """provenance.json: what made a run, where and when; unlike run.json, of this one time."""
+    return {
+        "cache": {"path": run["cache"], "key": run["cache_key"]},
+        "tokenizer": run["tokenizer"],
+        "config": run.get("config"),
+        "image": machine.image(),
+        "machine": ranks.machine(),
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in LIBRARIES},
+    }
 
 
 def _facts(
