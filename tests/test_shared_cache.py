@@ -152,7 +152,7 @@ def test_two_workflows_at_once_leave_one_copy(fresh, undisturbed, base):
     assert all(workflow.jobs("caches") == {} for workflow in workflows)
 
 
-WAIT = """    splits, counts = _splits(cache, tokens)
+WAIT = """    splits, counts = split_rows(cache, tokens)
     import time
     Path("joining").touch()
     while [*out.parent.glob(".*.parts/*-of-*")]:
@@ -168,7 +168,7 @@ def test_two_workflows_that_join_the_same_parts_both_succeed(fresh, base):
     first.edit("rules/pack.smk", '"tokencache pack ', '"false && tokencache pack ')
     first.run("caches", fails=True)
     first.edit("rules/pack.smk", '"false && tokencache pack ', '"tokencache pack ')
-    place = "    splits, counts = _splits(cache, tokens)\n"
+    place = "    splits, counts = split_rows(cache, tokens)\n"
     second.edit("src/tokencache/pack.py", place, WAIT)
     waiting = second.start("caches")
     try:

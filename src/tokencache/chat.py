@@ -193,6 +193,11 @@ class Chat:
         self._special_tokens = special_tokens
         self._spans = spans
 
+    @property
+    def template(self) -> str:
+        """The template's source as it is rendered, with the date that it is told."""
+        return self._template
+
     def document(self, messages: Any, tools: Any) -> tuple[str, list[Span] | None]:
         """One row's text, and the spans that the assistant says (None where not looked for).
 

@@ -26,6 +26,7 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 RESERVED = {
     "all", "caches", "fetch", "materialize_tokenizer", "train_tokenizer", "tokenize", "token_set",
     "pack", "pack_part", "train", "images", "build_image", "sources", "tokenizers", "tokens",
+    "quarantine",
 }  # fmt: skip
 
 

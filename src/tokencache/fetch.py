@@ -89,6 +89,7 @@ def _write(data: Any, count: int, folder: Path) -> None:
             units = sources.units(source)
             digest = sources.digest_of_units([digest for _, digest in units])
             made_of[name] = {"batches": len(units), "digest": digest}
+            made_of[name] |= manifest.about(made / name)
         write_json(made / FETCHED, made_of)
 
 

@@ -166,7 +166,7 @@ def shards(
 
     Reads only files that the index does not know, with a progress line.
     """
-    about = [[asdict(source) | {"path": ""}, shard_size, CUT_VERSION] for source in found]
+    about = [_how(source, shard_size) for source in found]
     new = [
         source
         for source, how in zip(found, about, strict=True)
@@ -182,6 +182,15 @@ def shards(
             if source in sizes:
                 shown.update(sizes[source])
     return cuts, columns
+
+
+def is_known(source: Source, shard_size: int, index: Index) -> bool:
+    """Whether `shards` would not have to read a source."""
+    return index.knows([source.path], _how(source, shard_size))
+
+
+def _how(source: Source, shard_size: int) -> list[Any]:
+    return [asdict(source) | {"path": ""}, shard_size, CUT_VERSION]
 
 
 def _looked_at(source: Source, shard_size: int) -> dict[str, Any]:

@@ -14,18 +14,23 @@ from typing import Any
 from .files import key_of, read_json
 from .marks import MARKS
 
-# Shared by all models.
-SHARED = ("sources", "tokenizers", "tokens")
+# Shared by all models; the last is where `tokencache verify` puts what is damaged.
+QUARANTINE = "quarantine"
+SHARED = ("sources", "tokenizers", "tokens", QUARANTINE)
 
-# A tokenizer, a fetched data set, or a tokenizer's token shards; or what is left of one.
-KEYED = re.compile(r"[0-9a-f]{32}|\.[0-9a-f]{32}\..*tmp")
+# A tokenizer, a fetched data set, or a tokenizer's token shards, or what is left of one; and
+# what one call of `tokencache verify` put away.
+KEYED = re.compile(r"[0-9a-f]{32}|\.[0-9a-f]{32}\..*tmp|[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
+KEY = re.compile(r"[0-9a-f]{32}")
 TARGET = re.compile(r"[0-9]+-[0-9a-f]{12}")
 # A run's checkpoints, who makes a cache or a run, a large cache's parts, and what a killed job
 # left of what it was writing.
 REST = re.compile(r"\.[0-9]+-[0-9a-f]{12}\..*(checkpoints|building|parts|tmp)")
 
-CACHE_FILE, RUN_FILE = "cache.json", "run.json"
-BEFORE_SOURCES, AFTER_SOURCES = b'\n "sources": ', b'\n "splits": '
+CACHE_FILE, RUN_FILE, PROVENANCE_FILE = "cache.json", "run.json", "provenance.json"
+BEFORE_SOURCES, AFTER_SOURCES = b'
+ "sources": ', b'
+ "splits": '
 
 # Of one name, these many are read: what a cache was made of can be megabytes.
 NEWEST = 10
@@ -135,6 +140,30 @@ def _read(folder: Path, pattern: str, needed: set[str]) -> list[dict[str, Any]]:
     return found
 
 
+def targets(root: str | Path) -> list[Path]:
+    """The folders of all caches in a cache folder, or of all runs in a results folder."""
+    return [
+        target
+        for model in _folders(Path(root))
+        if model.name not in SHARED
+        for dataset in _folders(model)
+        for target in _folders(dataset)
+        if TARGET.fullmatch(target.name)
+    ]
+
+
+def shared(cache: str | Path, kind: str) -> list[Path]:
+    """The folders of a kind of SHARED: a tokenizer's, a fetched data set's or model's."""
+    return [folder for folder in _folders(Path(cache, kind)) if KEY.fullmatch(folder.name)]
+
+
+def token_shards(cache: str | Path) -> Iterator[Path]:
+    """All token shards that are there."""
+    for tokenizer in shared(cache, "tokens"):
+        for part in _folders(tokenizer):
+            yield from (file for file in _entries(part) if file.suffix == ".arrow")
+
+
 def made(cache: str, results: str, by_others: bool = False) -> dict[tuple[str, str], list[str]]:
     """All folders that this user (or, instead, others) made with the workflow.
 
@@ -171,7 +200,7 @@ def is_mine(folder: Path) -> bool:
 
 
 def _shared(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
-    """Of cache/tokens, cache/tokenizers or cache/sources: the whole, or what in it is ours."""
+    """Of one of the SHARED folders: the whole, or what in it is ours."""
     ours = [path for path in _folders(folder) if KEYED.fullmatch(path.name) and wanted(path)]
     others = any(path not in ours for path in _entries(folder))
     return ours if others or not ours else [folder]

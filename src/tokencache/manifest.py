@@ -20,13 +20,15 @@ def contents(folder: Path, known: dict[Path, str] | None = None) -> Contents:
     """Of all files in a folder, of which those are read whose checksum is not `known`."""
     known = known or {}
     return {
-        str(path.relative_to(folder)): {
-            "bytes": path.stat().st_size,
-            "blake3": known.get(path) or hash_file(path),
-        }
+        str(path.relative_to(folder)): about(path, known.get(path))
         for path in sorted(path for path in folder.rglob("*") if path.is_file())
         if path != folder / MANIFEST
     }
+
+
+def about(path: Path, checksum: str | None = None) -> dict[str, Any]:
+    """Of one file, which is read where its checksum is not known."""
+    return {"bytes": path.stat().st_size, "blake3": checksum or hash_file(path)}
 
 
 def write(folder: Path) -> None:
@@ -41,14 +43,14 @@ def beside(file: str | Path) -> Path:
 
 def wrong_sizes(folder: Path, files: Contents) -> Iterator[str]:
     """What is wrong with files that are missing or have another size; nothing is read."""
-    for name, about in files.items():
+    for name, made in files.items():
         try:
             found = (folder / name).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
             yield f"{name} is missing"
             continue
-        if found != about["bytes"]:
-            yield f"{name} has {found:,} bytes instead of {about['bytes']:,}"
+        if found != made["bytes"]:
+            yield f"{name} has {found:,} bytes instead of {made['bytes']:,}"
 
 
 def check(folder: Path, what: str) -> None:
@@ -72,8 +74,8 @@ def damage(folder: Path, files: Contents, read: Callable[[int], Any]) -> list[st
     read: is told the bytes of each file that was.
     """
     found = list(wrong_sizes(folder, files))
-    for name, about in files.items() if not found else ():
-        if hash_file(folder / name) != about["blake3"]:
+    for name, made in files.items() if not found else ():
+        if hash_file(folder / name) != made["blake3"]:
             found.append(f"{name} has other bytes than were written (its checksum differs)")
-        read(about["bytes"])
+        read(made["bytes"])
     return found

@@ -61,7 +61,7 @@ def build(
     it is}. parts: folders of `build_part`, which hold data files; those that none holds are
     written here.
     """
-    splits, counts = _splits(cache, tokens)
+    splits, counts = split_rows(cache, tokens)
     if out.exists():  # another process made it meanwhile, and maybe removed the parts
         return read_json(out / "cache.json")
     made = {name: split.counted(cache["max_length"]) for name, split in splits.items()}
@@ -78,6 +78,7 @@ def build(
             "splits": made,
             "files": manifest.contents(folder, checksums),
         }
+        summary["checksum"] = key_of(summary)
         write_json(folder / "cache.json", summary)
     return summary
 
@@ -89,14 +90,14 @@ def build_part(
 
     Which files there are and what is in them is the same for every count.
     """
-    splits, _ = _splits(cache, tokens)
+    splits, _ = split_rows(cache, tokens)
     with published(out, folder=True) as folder:
         checksums = _write_files(folder, cache, splits, _data_files(splits)[number::count])
         files = manifest.contents(folder, checksums)
         write_json(folder / PART, {"key": cache["key"], "files": files})
 
 
-def _splits(
+def split_rows(
     cache: dict[str, Any], tokens: dict[str, Any]
 ) -> tuple[dict[str, Split], dict[str, dict[str, int]]]:
     """The rows of each split, and what became of the documents of each set of token shards."""

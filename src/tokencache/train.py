@@ -37,6 +37,7 @@ from .collate import Collator, Split, split
 from .errors import UserError
 from .files import published, read_json, write_json
 from .hardware import Hardware
+from .inventory import PROVENANCE_FILE
 from .metrics import say
 from .plan import decisive, records_path
 from .tracking import Tracking
@@ -234,7 +235,6 @@ def _say_start(
     say(f"steps {schedule.total:,}, {schedule.in_epoch:,} an epoch")
 
 
-PROVENANCE_FILE = "provenance.json"
 LIBRARIES = ("tokencache", "numpy", "pyarrow", "tokenizers", "datasets", "transformers",
              "accelerate", "torch", "safetensors")  # fmt: skip
 NOT_THE_TOKENIZER = {"facts.json", "tokencache.json", manifest.MANIFEST}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,9 +144,18 @@ class View:
     def check(self) -> None:
         """Raises UserError where a token shard is missing or was cut short; reading its rows
         would, too."""
+        for path, _ in self.shards():
+            check_size(path, self._gather.segments.lost)
+
+    def shards(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """Each token shard, and a function that raises UserError where it holds other documents
+        than this view was made of; that opens it, and reads no tokens."""
         segments = self._gather.segments
-        for file in dict.fromkeys(map(segments.path, range(len(segments)))):
-            check_size(file, segments.lost)
+        first: dict[str, int] = {}
+        for number in range(len(segments)):
+            first.setdefault(segments.path(number), number)
+        for path, number in first.items():
+            yield path, partial(segments.__getitem__, number)
 
     @property
     def _all(self) -> range:
@@ -248,9 +258,15 @@ def open_cache(
 
 
 def _view(folder: Path, split: str) -> AnyView:
+    views = [View(folder, name) for name in sides_of(folder, split)]
+    return PairView(*views) if views[1:] else views[0]
+
+
+def sides_of(folder: Path, split: str) -> list[str]:
+    """The folders in a view's that have the files of a split, or of its sources and targets."""
     if not (folder / split / SIDES[0]).exists():
-        return View(folder, split)
-    return PairView(*(View(folder, f"{split}/{side}") for side in SIDES))
+        return [split]
+    return [f"{split}/{side}" for side in SIDES]
 
 
 def _checked(folder: Path) -> list[str]:

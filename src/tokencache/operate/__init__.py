@@ -16,4 +16,5 @@ VERBS = {
     "gc": "what no config.yaml, pin or finished run refers to, and deleting that",
     "why": "which field of which key changed, and what making it will cost",
     "path": "print the folder of a cache, for a script",
+    "verify": "compare all that was made with its checksums, or with Hugging Face's tokenizer",
 }

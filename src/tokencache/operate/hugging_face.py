@@ -1,0 +1,156 @@
+"""Documents as Hugging Face's tokenizer makes them, with none of the engines here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import chat, documents, sources
+from ..gather import IGNORED
+from ..readers import Piece
+
+
+@dataclass(frozen=True)
+class Window:
+    """What of a document fits into max_length: its ids, and which of them are trained on."""
+
+    ids: list[int]
+    trained: list[bool]
+
+    def labels(self, packed: bool) -> list[int]:
+        """As transformers takes them; packed, the first one is predicted from nothing."""
+        found = [i if t else IGNORED for i, t in zip(self.ids, self.trained, strict=True)]
+        return [IGNORED, *found[1:]] if packed else found
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document's ids, special tokens included, and its windows; `room` tokens begin one."""
+
+    ids: list[int]
+    windows: list[Window]
+    room: int
+
+    def window(self, start: int) -> Window:
+        """The window whose first token, special ones aside, is `start`."""
+        return self.windows[start // self.room]
+
+
+class HuggingFace:
+    """A cache's tokenizer as transformers loads it, on documents of one of its recipes."""
+
+    def __init__(self, folder: Path, recipe: dict[str, Any], about: dict[str, Any]) -> None:
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True
+        )
+        self.recipe, self.settings = recipe, about["settings"]
+        special = recipe["add_special_tokens"]
+        self.prefix = len(about["tokenizer"]["prefix"]) if special else 0
+        self.suffix = len(about["tokenizer"]["suffix"]) if special else 0
+        # Post-processors trim spaces off the offsets, which tokens do hold.
+        backend = self.tokenizer.backend_tokenizer
+        self.untrimmed = copy.deepcopy(backend)
+        self.untrimmed.encode_special_tokens = backend.encode_special_tokens
+        self.untrimmed.post_processor = None
+
+    def documents(
+        self, piece: Piece, digest: str, numbers: set[int]
+    ) -> Iterator[tuple[int, Document]]:
+        """Some documents of a piece of a source, by their numbers in it."""
+        if self.recipe["form"] == "messages":
+            yield from self._chats(piece, digest, numbers)
+            return
+        first = 0
+        for batch in documents.render(self.recipe, piece, digest):
+            spans = batch.spans and batch.spans.lists()
+            for number in range(first, first + len(batch.texts)):
+                if number in numbers:
+                    text = batch.texts[number - first].as_py()
+                    yield number, self._text(text, spans and spans[number - first])
+            first += len(batch.texts)
+
+    def _text(self, text: str, spans: list[tuple[int, int]] | None) -> Document:
+        given = {"add_special_tokens": self.recipe["add_special_tokens"]}
+        whole = self.tokenizer(text, **given)["input_ids"]
+        trained = [True] * len(whole)
+        if spans is not None:
+            inside = self._held(text, spans)
+            before = bool(spans) and spans[0][0] == 0
+            after = bool(spans) and spans[-1][1] == len(text)
+            trained = [before] * self.prefix + inside + [after] * self.suffix
+        given |= {"truncation": True, "max_length": self.settings["max_length"]}
+        match self.settings["overflow"]:
+            case "split":
+                ids = self.tokenizer(text, return_overflowing_tokens=True, **given)["input_ids"]
+            case "truncate":
+                ids = [self.tokenizer(text, **given)["input_ids"]]
+            case _:
+                ids = [whole]
+        return self._cut(whole, trained, ids)
+
+    def _held(self, text: str, spans: list[tuple[int, int]]) -> list[bool]:
+        """Which tokens lie between the first and the last that hold a character of a span."""
+        offsets = self.untrimmed.encode(text, add_special_tokens=False).offsets
+        found = [False] * len(offsets)
+        for start, stop in spans:
+            some = [n for n, (a, b) in enumerate(offsets) if b > start and a < stop]
+            for number in range(some[0], some[-1] + 1) if some else ():
+                found[number] = True
+        return found
+
+    def _cut(self, whole: list[int], trained: list[bool], ids: list[list[int]]) -> Document:
+        """Windows of which the ids are given, each with what of it is trained on."""
+        room = self.settings["max_length"] - self.prefix - self.suffix
+        end = len(whole) - self.suffix
+        content = trained[self.prefix : end]
+        windows = [
+            Window(
+                some,
+                trained[: self.prefix]
+                + content[n * room : n * room + len(some) - self.prefix - self.suffix]
+                + trained[end:],
+            )
+            for n, some in enumerate(ids)
+        ]
+        return Document(whole, windows, room)
+
+    def _chats(
+        self, piece: Piece, digest: str, numbers: set[int]
+    ) -> Iterator[tuple[int, Document]]:
+        recipe, number = self.recipe, 0
+        masked = recipe["loss"] == "assistant"
+        template = chat.Chat(recipe["chat_template"], recipe["special_tokens"], masked)
+        marked = masked and chat.inspect(recipe["chat_template"]).generation
+        for rows in sources.read_rows(piece, documents.needed_columns(recipe), digest):
+            for row in rows:
+                if number in numbers:
+                    yield number, self._chat(row, template, masked, marked)
+                number += 1
+
+    def _chat(self, row: dict, template: chat.Chat, masked: bool, marked: bool) -> Document:
+        messages, tools = row.get(self.recipe["messages"]), row.get(self.recipe.get("tools"))
+        found = self.tokenizer.apply_chat_template(
+            chat.conversation(messages),
+            tools=chat.tool_list(tools),
+            chat_template=template.template,
+            return_dict=True,
+            return_assistant_tokens_mask=marked,
+            **self.recipe["special_tokens"],
+        )
+        whole = found["input_ids"]
+        trained = [True] * len(whole)
+        if marked:
+            trained = [bool(mask) for mask in found["assistant_masks"]]
+        elif masked:  # transformers has no mask of such templates: the text's spans are ours
+            trained = self._held(*template.document(messages, tools))
+        length = self.settings["max_length"]
+        ids = [whole[n : n + length] for n in range(0, max(1, len(whole)), length)]
+        if self.settings["overflow"] != "split":
+            ids = [whole] if self.settings["overflow"] == "drop" else ids[:1]
+        return self._cut(whole, trained, ids)
