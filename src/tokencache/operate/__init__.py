@@ -16,5 +16,6 @@ VERBS = {
     "gc": "what no config.yaml, pin or finished run refers to, and deleting that",
     "why": "which field of which key changed, and what making it will cost",
     "path": "print the folder of a cache, for a script",
+    "trace": "say what something was made of, and what was made of it",
     "verify": "compare all that was made with its checksums, or with Hugging Face's tokenizer",
 }
