@@ -140,7 +140,11 @@ def test_quarantine_takes_what_is_damaged_out_of_the_way(experiment, capsys):
     # Nothing of it is looked at again.
     status, said = verify(experiment, capsys)
     assert (status, said["checked"]) == (0, {"token shard": 53, "cache": 5})
-    assert len(inventory.targets(experiment.folder / "cache")) == 5
+    cache = experiment.folder / "cache"
+    assert len(inventory.targets(cache)) == 5
+    # It goes with all else that was made.
+    made = inventory.made(str(cache), str(experiment.folder / "results"))
+    assert str(cache / "quarantine") in made["shared", ""] and ("caches", "quarantine") not in made
     with pytest.raises(UserError, match="a model can't be named 'quarantine'"):
         load(CONFIG | {"models": {"quarantine": {"tokenizer": "tokenizer"}}})
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import chat, documents, sources
 from ..gather import IGNORED
 from ..readers import Piece
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -39,16 +43,20 @@ class Document:
         return self.windows[start // self.room]
 
 
+@lru_cache(maxsize=1)
+def _loaded(folder: Path) -> PreTrainedTokenizerFast:
+    """Caches of a tokenizer stand one after the other; to load one takes up to a second."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
 class HuggingFace:
     """A cache's tokenizer as transformers loads it, on documents of one of its recipes."""
 
     def __init__(self, folder: Path, recipe: dict[str, Any], about: dict[str, Any]) -> None:
-        import transformers
-
-        transformers.logging.set_verbosity_error()
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True
-        )
+        self.tokenizer = _loaded(folder)
         self.recipe, self.settings = recipe, about["settings"]
         special = recipe["add_special_tokens"]
         self.prefix = len(about["tokenizer"]["prefix"]) if special else 0
@@ -58,6 +66,7 @@ class HuggingFace:
         self.untrimmed = copy.deepcopy(backend)
         self.untrimmed.encode_special_tokens = backend.encode_special_tokens
         self.untrimmed.post_processor = None
+        self.untrimmed.no_truncation()  # which transformers leaves as the last call had it
 
     def documents(
         self, piece: Piece, digest: str, numbers: set[int]

@@ -67,8 +67,6 @@ def _chosen(config: Config, wanted: list[Path]) -> list[Thing]:
     """What is looked at: everything, or some caches with what they are made of."""
     things = list(checks.everything(config.cache, config.results))
     if not wanted:
-        if not things:
-            raise UserError(f"there is nothing in {config.cache} and {config.results} yet")
         return things
     chosen: dict[Path, None] = {}
     for path in wanted:
@@ -183,7 +181,7 @@ def _print(
     kinds = Counter(one.kind for one in things)
     plural = (f"{n:,} {kind}{'' if n == 1 else 's'}" for kind, n in kinds.items())
     size = sum(one.bytes for one in things) / 1e6
-    print(f"looked at {', '.join(plural)}: {size:,.1f} MB; {_verdict(found)}")
+    print(f"looked at {', '.join(plural) or 'nothing'}: {size:,.1f} MB; {_verdict(found)}")
 
 
 def _say_compared(one: Any) -> None:
