@@ -266,7 +266,8 @@ def test_rows_are_gathered_a_thousand_at_a_time_and_fewer_where_they_are_long(
     monkeypatch.setattr(Gatherer, "columns", watched)
     paths = [write_shard(tmp_path / "0.arrow", [document(3)] * 2500, batch=1000)]
     plain, _ = build(tmp_path / "a", paths, entry(8))
-    assert [rows for rows, _ in gathered] == [1000, 1000, 500]
+    # The report gathers a few single rows.
+    assert [rows for rows, _ in gathered if rows > 1] == [1000, 1000, 500]
     gathered.clear()
     monkeypatch.setattr(pack, "TOKENS_IN_A_BATCH", 300)
     short, _ = build(tmp_path / "b", paths, entry(8))

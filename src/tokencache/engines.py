@@ -88,9 +88,9 @@ class HuggingFace:
     def vocabulary(self) -> dict[int, bytes]:
         added = self._backend.get_added_tokens_decoder()
         known = self._backend.get_vocab(with_added_tokens=False)
-        alphabet = str.maketrans(dict(_byte_alphabet()))
+        alphabet = str.maketrans(dict(byte_alphabet()))
         if any(SPACE_SIGN in token for token in known):
-            found = {n: _fallback(token) for token, n in known.items()}
+            found = {n: fallback_bytes(token) for token, n in known.items()}
         else:
             found = {n: token.translate(alphabet).encode("latin-1", "replace")
                      for token, n in known.items()}  # fmt: skip
@@ -113,7 +113,7 @@ class HuggingFace:
             yield from backend.encode_batch(part, add_special_tokens=False)
 
 
-def _byte_alphabet() -> Iterator[tuple[str, str]]:
+def byte_alphabet() -> Iterator[tuple[str, str]]:
     """The signs that byte-level tokenizers write bytes as, and the bytes as Latin-1."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = sorted(set(range(0x100)) - set(plain))
@@ -121,7 +121,7 @@ def _byte_alphabet() -> Iterator[tuple[str, str]]:
     yield from ((chr(0x100 + number), chr(byte)) for number, byte in enumerate(others))
 
 
-def _fallback(token: str) -> bytes:
+def fallback_bytes(token: str) -> bytes:
     """The bytes of a token of SentencePiece's kind, where <0x0A> is the byte 10."""
     match = re.fullmatch("<0x([0-9A-F]{2})>", token)
     return bytes.fromhex(match[1]) if match else token.encode()

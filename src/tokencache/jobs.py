@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .files import read_json
 from .plan import Plan, checkpoints_path, parts_path
 from .readers import Piece, Source
 
@@ -112,8 +113,26 @@ def _tokens_of(plan: Plan, path: str) -> dict[str, Any]:
         "suffix": len(facts["suffix"]) if specials else 0,
         "splits": _token_shards(plan, sets[0]),
         "provenance": plan.provenance(path),
+        "tokenizer": cache["tokenizer"],
+        "vocabulary": _vocabulary(plan, path),
     }
     return made_of | ({"targets": _token_shards(plan, sets[1])} if sets[1:] else {})
+
+
+def _vocabulary(plan: Plan, path: str) -> tuple[int, str] | None:
+    """How many tokens the model of a cache knows, and the key of config.yaml that says so.
+
+    None where no model is named, and where its weights are yet to be fetched.
+    """
+    run = next((run for run in plan.runs.values() if run["cache"] == path), None)
+    given, where = (run or {}).get("architecture"), "architecture"
+    if run and run["weights_folder"]:
+        given, where = None, "weights"
+        with suppress(OSError, ValueError):
+            given = read_json(Path(run["weights_folder"], "config.json"))
+            given = given.get("text_config") or given
+    size = (given or {}).get("vocab_size")
+    return (size, f"models.{run['model']}.{where}") if isinstance(size, int) else None
 
 
 def _token_shards(plan: Plan, token_set: dict[str, Any]) -> dict[str, dict[str, list[str]]]:

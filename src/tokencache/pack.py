@@ -7,6 +7,7 @@ copy of the tokens is the one that is written, and a view has none.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from . import manifest, pairs, view
+from . import pairs, report, view
 from .errors import UserError
 from .files import key_of, link, published, read_json, write_json
 from .gather import Gatherer, SplitRows
@@ -58,19 +60,22 @@ def build(
     cache: the plan's entry. tokens: {"prefix", "suffix": special token counts,
     "splits": {split: {"paths": token shards, "shards": source shard keys}}, "targets": of
     sources and targets the same of the targets, "provenance": what goes into cache.json as
-    it is}. parts: folders of `build_part`, which hold data files; those that none holds are
-    written here.
+    it is, "tokenizer": its folder, "vocabulary": how many tokens the model knows and by what, or
+    None}; the last two may be left out. parts: folders of `build_part`, which hold data files;
+    those that none holds are written here.
     """
     splits, counts = split_rows(cache, tokens)
     if out.exists():  # another process made it meanwhile, and maybe removed the parts
         return read_json(out / "cache.json")
     made = {name: split.counted(cache["max_length"]) for name, split in splits.items()}
     _check(cache, made, counts)
+    about = report.make(cache, tokens, splits, made)
     with published(out, folder=True) as folder:
         if cache.get("format") == "view":
             checksums = view.write(folder, splits, cache["max_length"], out)
         else:
             checksums = _write_dataset(folder, cache, splits, parts)
+        report.write(folder, about)
         summary = {
             **tokens["provenance"],
             "key": cache["key"],
@@ -80,6 +85,8 @@ def build(
         }
         summary["checksum"] = key_of(summary)
         write_json(folder / "cache.json", summary)
+    for line in report.lines(about):
+        print(line, file=sys.stderr)
     return summary
 
 
@@ -125,7 +132,7 @@ def _check(cache: dict[str, Any], made: dict[str, Any], counts: dict[str, Any]) 
             f"{where}: no document is left to train on ({counts}); with overflow: drop, "
             "max_length may be too small"
         )
-    if not sum(split["tokens_trained"] for split in made.values()):
+    if not made["train"]["tokens_trained"]:
         raise UserError(
             f"{where}: the loss mask leaves no token to train on; look at loss: and document: of "
             "the data set"

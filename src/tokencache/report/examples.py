@@ -1,0 +1,127 @@
+"""A few documents as the rows hold them, with which of their tokens are trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..documents import SIDES
+from ..gather import IGNORED, SplitRows
+from ..pairs import PairRows
+from ..token_shards import Documents
+from ..windows import Rows
+from .token_texts import TokenTexts
+
+DRAWN = 4  # evenly over the rows of train
+HEAD, TAIL = 200, 50  # tokens of a longer document
+ROWS_AT_ONCE = 2**16
+SHOWN = 300  # of one that is not much longer
+
+Split = SplitRows | PairRows
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A document in a split: the number of its window, and what it is shown for."""
+
+    split: str
+    window: int
+    why: str
+
+
+def sides(split: Split) -> dict[str, SplitRows]:
+    """Of pairs, sources and targets by their names."""
+    if isinstance(split, PairRows):
+        return {side: getattr(split, side) for side in SIDES}
+    return {"all": split}
+
+
+def choose(
+    splits: dict[str, Split],
+    texts: TokenTexts,
+    untrained: list[str],
+    flawed: dict[str, tuple[Documents, int]],
+) -> list[dict[str, Any]]:
+    """Some documents of train, evenly, and one for each flaw.
+
+    untrained: the splits with rows without a trained token. flawed: by the flaw's name, the
+    set of the document and its number there.
+    """
+    found: dict[tuple[str, int], _Place] = {}
+    for name in untrained:
+        for place in _untrained(name, splits[name]):
+            found.setdefault((place.split, place.window), place)
+    for why, (documents, number) in flawed.items():
+        if place := _place(splits, documents, number, why):
+            found.setdefault((place.split, place.window), place)
+    count = len(_windows(splits["train"]))
+    for window in dict.fromkeys(count * (2 * n + 1) // (2 * DRAWN) for n in range(DRAWN)):
+        found.setdefault(("train", window), _Place("train", window, "drawn"))
+    drawn = [place for place in found.values() if place.why == "drawn"]
+    others = [place for place in found.values() if place.why != "drawn"]
+    return [_example(splits[place.split], place, texts) for place in drawn + others]
+
+
+def _windows(split: Split) -> Any:
+    return next(iter(sides(split).values())).rows.windows
+
+
+def _untrained(name: str, split: Split) -> list[_Place]:
+    """The first row without a trained token, which is near the start where there are many."""
+    if isinstance(split, PairRows):
+        return []
+    for start in range(0, len(split), ROWS_AT_ONCE):
+        rows = split.rows[start : start + ROWS_AT_ONCE]
+        trained = rows.sums(split.gather.trained(rows.windows, rows.packed))
+        for row in np.flatnonzero(trained == 0)[:1]:
+            return [_Place(name, int(split.rows.first[start + row]), "untrained")]
+    return []
+
+
+def _place(splits: dict[str, Split], documents: Documents, number: int, why: str) -> _Place | None:
+    """Where the rows have a document; None where they leave it out."""
+    for name, split in splits.items():
+        for side in sides(split).values():
+            if side.documents is documents:
+                found = np.flatnonzero(side.rows.windows.document == number)
+                if len(found):
+                    return _Place(name, int(found[0]), why)
+    return None
+
+
+def _example(split: Split, place: _Place, texts: TokenTexts) -> dict[str, Any]:
+    parts = sides(split)
+    rows = next(iter(parts.values())).rows
+    return {
+        "why": place.why,
+        "split": place.split,
+        "row": int(np.searchsorted(rows.first, place.window, "right")) - 1,
+        "document": int(rows.windows.document[place.window]),
+        "parts": {name: _part(side, place.window, texts, name) for name, side in parts.items()},
+    }
+
+
+def _part(side: SplitRows, window: int, texts: TokenTexts, name: str) -> dict[str, Any]:
+    """A window's tokens; of pairs, the targets' are trained on and the sources' are not."""
+    one = Rows(side.rows.windows[window : window + 1], np.arange(2), side.rows.packed)
+    columns = side.gather.columns(one)
+    ids = columns["input_ids"][1]
+    trained = (columns["labels"][1] != IGNORED) & (name != "source")
+    length = int(side.documents.length[one.windows.document[0]])
+    shown = np.arange(len(ids))
+    if len(ids) > SHOWN:
+        shown = np.concatenate([shown[:HEAD], shown[-TAIL:]])
+    numbers = ids[shown].tolist()
+    return {
+        "tokens": len(ids),
+        "trained": int(trained.sum()),
+        "start": int(one.windows.start[0]),
+        "document_tokens": length,
+        "left_out": len(ids) - len(shown),  # after the first HEAD
+        "ids": numbers,
+        "texts": [texts.text(number) for number in numbers],
+        "mask": "".join("1" if one else "0" for one in trained[shown]),
+        "special": [n for n, number in enumerate(numbers) if number in texts.special],
+    }
