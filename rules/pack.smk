@@ -27,7 +27,15 @@ rule pack:
     input:
         cache_inputs,
     output:
-        update(directory(f"{settings.cache}/{{cache}}")),
+        # Each cache's data report, in `snakemake --report`.
+        update(
+            report(
+                directory(f"{settings.cache}/{{cache}}"),
+                patterns=["{page}.html"],
+                category="Data",
+                labels={"cache": "{cache}"},
+            )
+        ),
     log:
         "logs/pack/{cache}.log",
     benchmark:

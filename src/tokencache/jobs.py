@@ -90,6 +90,13 @@ def pack_cache(plan: Plan, path: str) -> None:
             parts_path(path).rmdir()
 
 
+def look_at_cache(plan: Plan, path: str) -> dict[str, Any]:
+    """The data report of a cache, made anew from its token shards."""
+    from . import pack
+
+    return pack.look(plan.caches[path], _tokens_of(plan, path))
+
+
 def pack_part(plan: Plan, path: str) -> None:
     from . import pack
 
@@ -119,20 +126,30 @@ def _tokens_of(plan: Plan, path: str) -> dict[str, Any]:
     return made_of | ({"targets": _token_shards(plan, sets[1])} if sets[1:] else {})
 
 
-def _vocabulary(plan: Plan, path: str) -> tuple[int, str] | None:
-    """How many tokens the model of a cache knows, and the key of config.yaml that says so.
+def _vocabulary(plan: Plan, path: str) -> dict[str, Any] | None:
+    """How many tokens the model of a cache knows, what says so, and what to do if it is too few.
 
     None where no model is named, and where its weights are yet to be fetched.
     """
     run = next((run for run in plan.runs.values() if run["cache"] == path), None)
-    given, where = (run or {}).get("architecture"), "architecture"
-    if run and run["weights_folder"]:
-        given, where = None, "weights"
-        with suppress(OSError, ValueError):
+    if run is None:
+        return None
+    key = f"models.{run['model']}"
+    if run["weights"] is None:
+        given, where = run["architecture"], f"{key}.architecture.vocab_size"
+        advice = "leave vocab_size out to get the tokenizer's"
+    else:
+        try:
             given = read_json(Path(run["weights_folder"], "config.json"))
-            given = given.get("text_config") or given
-    size = (given or {}).get("vocab_size")
-    return (size, f"models.{run['model']}.{where}") if isinstance(size, int) else None
+        except (OSError, ValueError):
+            return None
+        given, where = given.get("text_config") or given, f"{key}.weights"
+        advice = (
+            f"give {key}.tokenizer the tokenizer of these weights, or weights whose embedding was "
+            "resized"
+        )
+    size = given.get("vocab_size")
+    return {"size": size, "where": where, "advice": advice} if isinstance(size, int) else None
 
 
 def _token_shards(plan: Plan, token_set: dict[str, Any]) -> dict[str, dict[str, list[str]]]:

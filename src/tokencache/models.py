@@ -110,12 +110,8 @@ def _class(run: dict[str, Any], config: Any, where: str) -> Any:
 def _from_scratch(run: dict[str, Any], vocab: Vocabulary) -> PreTrainedModel:
     where = f"models.{run['model']}.architecture"
     given = dict(run["architecture"])
-    size = given.setdefault("vocab_size", vocab.size)
-    if isinstance(size, int) and size < vocab.size:
-        raise UserError(
-            f"{where}.vocab_size: {size} is too small, the tokenizer has {vocab.size} tokens; "
-            "leave vocab_size out to get the tokenizer's"
-        )
+    given.setdefault("vocab_size", vocab.size)
+    own_tokenizers.check_architecture(given, vocab.size, f"models.{run['model']}")
     config = _config(where, given)
     _check_keys(where, config, given)
     _set_positions(where, config, given, run["max_length"])

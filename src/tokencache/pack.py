@@ -60,8 +60,8 @@ def build(
     cache: the plan's entry. tokens: {"prefix", "suffix": special token counts,
     "splits": {split: {"paths": token shards, "shards": source shard keys}}, "targets": of
     sources and targets the same of the targets, "provenance": what goes into cache.json as
-    it is, "tokenizer": its folder, "vocabulary": how many tokens the model knows and by what, or
-    None}; the last two may be left out. parts: folders of `build_part`, which hold data files;
+    it is, "tokenizer": its folder, "vocabulary": what `report.make` says; the last two may be
+    left out}. parts: folders of `build_part`, which hold data files;
     those that none holds are written here.
     """
     splits, counts = split_rows(cache, tokens)
@@ -88,6 +88,13 @@ def build(
     for line in report.lines(about):
         print(line, file=sys.stderr)
     return summary
+
+
+def look(cache: dict[str, Any], tokens: dict[str, Any]) -> dict[str, Any]:
+    """The report that `build` puts into a cache's folder."""
+    splits, _ = _splits(cache, tokens)
+    made = {name: split.counted(cache["max_length"]) for name, split in splits.items()}
+    return report.make(cache, tokens, splits, made)
 
 
 def build_part(

@@ -334,6 +334,9 @@ class _Resolver:
         settings = self.config.models[model]
         if settings.weights is None and settings.architecture is None:
             return None
+        if settings.architecture and settings.tokenizer_reference not in self.config.tokenizers:
+            size = self.facts_of(model)["vocab_size"]  # of one to be trained, it may get smaller
+            tokenizers.check_architecture(settings.architecture, size, f"models.{model}")
         training = self.config.training_of(model).model_dump()
         weights = identity = None
         if settings.weights is not None:

@@ -17,6 +17,7 @@ from .plan import Plan
 
 LOGS = Path("logs")
 NODE = re.compile(r"tokencache \S+ on (\S+)\n")  # what a job says first
+WARNINGS = 10  # that are shown
 COLUMNS = [
     "model", "dataset", "max_length", "documents", "tokens", "packing\nefficiency",
     "pack\nseconds", "train\nseconds", "validation loss\nbefore", "validation loss\nafter",
@@ -33,7 +34,7 @@ def table(plan: Plan) -> str:
     ]
     text = tabulate(rows, headers=COLUMNS, intfmt=",", floatfmt=["", "", "", "", "", ".1%", ".1f",
                                                                  ".1f", ".3f", ".3f"])  # fmt: skip
-    return f"\n{text}\n\n{_totals(plan)}\n{_nodes(plan)}"
+    return f"\n{text}\n\n{_totals(plan)}\n{_warnings(plan)}{_nodes(plan)}"
 
 
 def _row(plan: Plan, path: str, run: str | None) -> list[Any]:
@@ -69,6 +70,22 @@ def _totals(plan: Plan) -> str:
     }  # fmt: skip
     said = ", ".join(f"{stage} {sum(seconds):.1f}" for stage, seconds in spent.items())
     return f"{len(shards)} token shards for {len(plan.caches)} caches. Seconds of jobs: {said}"
+
+
+def _warnings(plan: Plan) -> str:
+    """What the data reports of caches warn of; the same words once for all caches."""
+    from . import report
+
+    found: dict[str, list[str]] = {}
+    for path, cache in plan.caches.items():
+        for warning in report.lines(report.read(path) or {"findings": []}, "warning"):
+            name = f"{cache['model']} {cache['dataset']} {cache['max_length']}"
+            found.setdefault(warning, []).append(name)
+    lines = [f"{', '.join(caches)}: {warning}" for warning, caches in found.items()]
+    if len(lines) > WARNINGS:
+        lines[WARNINGS:] = [f"… and {len(lines) - WARNINGS} more"]
+    text = "".join(f"\n{line}" for line in lines)
+    return f"Look at the data: report.html in the folder of each cache.{text}\n"
 
 
 def _nodes(plan: Plan) -> str:

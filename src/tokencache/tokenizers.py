@@ -156,6 +156,16 @@ def facts(folder: str | Path) -> Facts:
         ) from None
 
 
+def check_architecture(architecture: dict[str, Any], tokens: int, model: str) -> None:
+    """Raises UserError where a model would know fewer tokens than its tokenizer has."""
+    size = architecture.get("vocab_size")
+    if isinstance(size, int) and size < tokens:
+        raise UserError(
+            f"{model}.architecture.vocab_size: {size} is too small, the tokenizer has {tokens} "
+            "tokens; leave vocab_size out to get the tokenizer's"
+        )
+
+
 @lru_cache(maxsize=4)
 def opened(folder: Path) -> Tokenizer:
     """The tokenizer of a materialized folder, for encoding; transformers is not loaded."""

@@ -18,4 +18,5 @@ VERBS = {
     "path": "print the folder of a cache, for a script",
     "trace": "say what something was made of, and what was made of it",
     "verify": "compare all that was made with its checksums, or with Hugging Face's tokenizer",
+    "report": "say what is in a cache's data, before anyone trains on it",
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..workflows import running
-from .experiment import add_cache_words, folders_of
+from .experiment import add_folder_words, folders_of
 from .on_disk import Cache, caches, chosen
 from .removal import delete, said, why_it_stays
 from .shared import Thing, cache_thing, keys_of, needs_of, token_shards
@@ -21,7 +21,7 @@ def add_words(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--all", action="store_true", help="every cache that is not pinned")
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    add_cache_words(parser)
+    add_folder_words(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

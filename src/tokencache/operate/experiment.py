@@ -22,6 +22,14 @@ def add_config_words(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cache_words(parser: argparse.ArgumentParser) -> None:
+    """A cache, as config.yaml names it."""
+    parser.add_argument("model")
+    parser.add_argument("dataset")
+    parser.add_argument("max_length", type=int)
+    add_config_words(parser)
+
+
+def add_folder_words(parser: argparse.ArgumentParser) -> None:
     """For verbs that need no more of a configuration than where its caches are."""
     add_config_words(parser)
     text = "look into this cache folder, whatever config.yaml names"
@@ -66,13 +74,13 @@ def plan_of(config: Config, *wanted: Combination) -> Plan:
     return resolve(config.model_copy(update=build))
 
 
-def planned_cache(arguments: argparse.Namespace, model: str, dataset: str, max_length: int) -> str:
-    """The folder of a cache that the configuration names.
+def cache_of(config: Config, model: str, dataset: str, max_length: int) -> tuple[Plan, str]:
+    """A cache that the configuration names, and its plan.
 
     Raises UserError for one that is not there, and says how to make it.
     """
-    config = config_of(arguments)
-    [cache] = plan_of(config, combination(config, model, dataset, max_length)).caches
+    plan = plan_of(config, combination(config, model, dataset, max_length))
+    [cache] = plan.caches
     if not Path(cache).exists():
         raise UserError(f"{cache} is not there yet; make it: snakemake --cores all {cache}")
-    return cache
+    return plan, cache

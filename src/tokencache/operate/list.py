@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .experiment import add_cache_words, folders_of
+from .experiment import add_folder_words, folders_of
 from .on_disk import Cache, caches, chosen, runs_by_cache
 from .tables import ago, amount, count, iso, show, show_json
 
@@ -17,7 +17,7 @@ def add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name", nargs="*", help="MODEL, MODEL/DATASET, MODEL/DATASET/MAX_LENGTH; * and ? match"
     )
-    add_cache_words(parser)
+    add_folder_words(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import marks
 from ..errors import UserError
-from .experiment import add_cache_words, folders_of, planned_cache
+from .experiment import add_folder_words, cache_of, config_of, folders_of
 from .on_disk import Cache, caches, chosen
 from .tables import show_json
 
@@ -17,7 +17,7 @@ def add_words(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [options] MODEL DATASET MAX_LENGTH | NAME…"
     text = "the cache that config.yaml means, or names and paths as `tokencache list` takes them"
     parser.add_argument("name", nargs="+", help=text)
-    add_cache_words(parser)
+    add_folder_words(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -42,5 +42,5 @@ def _meant(arguments: argparse.Namespace) -> list[Cache]:
     cache, _ = folders_of(arguments)
     names = arguments.name
     if len(names) == 3 and names[2].isdecimal():  # which no name of a model is
-        names = [planned_cache(arguments, names[0], names[1], int(names[2]))]
+        names = [cache_of(config_of(arguments), names[0], names[1], int(names[2]))[1]]
     return chosen(caches(cache), names, cache)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import costs, inventory
-from .experiment import add_cache_words, folders_of
+from .experiment import add_folder_words, folders_of
 from .on_disk import Cache, caches, size_of
 from .shared import Thing, keyed_folders, needs_of, token_shards
 from .tables import amount, count, duration, show, show_json
 
 
 def add_words(parser: argparse.ArgumentParser) -> None:
-    add_cache_words(parser)
+    add_folder_words(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

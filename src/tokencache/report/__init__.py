@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..files import read_json
 from ..gather import SplitRows
 from ..pairs import PairRows
 from ..token_shards import Documents
 from . import duplicates, examples, findings, lengths, marks
 from .token_texts import TokenTexts
 
+# Raise when report.json gets other fields.
+VERSION = 1
 JSON_FILE, PAGE_FILE = "report.json", "report.html"
 
 Splits = dict[str, SplitRows | PairRows]
@@ -30,8 +33,9 @@ def make(
 ) -> dict[str, Any]:
     """The report as plain JSON.
 
-    cache, tokens: as `pack.build` takes them. splits: the cache's rows. made: what cache.json
-    says of each split. Raises UserError where a token is none of the model's.
+    cache, tokens: as `pack.build` takes them; "vocabulary" in tokens is None, or {"size": ids
+    that the model knows, "where" that is said, "advice"}. splits: the cache's rows. made: what
+    cache.json says of each split. Raises UserError where an id is none of the model's.
     """
     facts = tokens["provenance"].get("tokenizer") or {}
     texts = TokenTexts.of(tokens.get("tokenizer"), facts)
@@ -40,6 +44,7 @@ def make(
     flaws = {name: marks.flaws(side.sets, texts) for name, side in sides.items()}
     copies = duplicates.find([side.sets for side in sides.values()])
     report = {
+        "version": VERSION,
         "key": cache["key"],
         **{name: cache[name] for name in ("model", "dataset", "max_length")},
         "settings": {name: cache[name] for name in ("overflow", "packing")},
@@ -68,6 +73,15 @@ def write(folder: Path, report: dict[str, Any]) -> None:
 
     (folder / JSON_FILE).write_text(as_json(report), encoding="utf-8")
     (folder / PAGE_FILE).write_text(page(report), encoding="utf-8")
+
+
+def read(cache: str | Path) -> dict[str, Any] | None:
+    """The report in a cache's folder; None where there is none that this version understands."""
+    try:
+        found = read_json(Path(cache, JSON_FILE))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("version") == VERSION else None
 
 
 def as_json(report: dict[str, Any]) -> str:
@@ -119,19 +133,19 @@ def _of_split(made: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_vocabulary(
-    cache: dict[str, Any], facts: dict[str, Any], vocabulary: tuple[int, str] | None,
+    cache: dict[str, Any],
+    facts: dict[str, Any],
+    vocabulary: dict[str, Any] | None,
     sides: dict[str, Side],
-) -> None:  # fmt: skip
+) -> None:
     """Only where the tokenizer has more tokens than the model are its ids looked at."""
-    if vocabulary is None or facts.get("vocab_size", 0) <= vocabulary[0]:
+    if vocabulary is None or facts["vocab_size"] <= vocabulary["size"]:
         return
-    size, where = vocabulary
     sets = [documents for side in sides.values() for documents in side.sets]
-    largest = max((marks.largest_id(documents) for documents in sets), default=-1)
-    if largest >= size:
+    largest = max(map(marks.largest_id, sets))
+    if largest >= vocabulary["size"]:
         raise UserError(
-            f"{cache['model']}, {cache['dataset']}, {cache['max_length']}: there are tokens up to "
-            f"{largest}, and the model ({where}) knows those below {size}; give models."
-            f"{cache['model']}.tokenizer the tokenizer of these weights, or weights whose "
-            "embedding was resized"
+            f"{cache['model']}, {cache['dataset']}, {cache['max_length']}: there are ids up to "
+            f"{largest}, and the model knows those below {vocabulary['size']} "
+            f"({vocabulary['where']}); {vocabulary['advice']}"
         )
