@@ -60,7 +60,7 @@ def make(
     }
     report["findings"] = findings.of(report)
     flawed = {}
-    for flaw in flaws.values():
+    for flaw in reversed(flaws.values()):
         flawed |= flaw.first
     untrained = [name for name, split in made.items() if split["rows_without_trained_tokens"]]
     report["examples"] = examples.choose(splits, texts, untrained, flawed | copies.first())

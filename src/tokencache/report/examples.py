@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,15 +19,8 @@ ROWS_AT_ONCE = 2**16
 SHOWN = 300  # of one that is not much longer
 
 Split = SplitRows | PairRows
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A document in a split: the number of its window, and what it is shown for."""
-
-    split: str
-    window: int
-    why: str
+# A split, and the number of a window of it.
+Place = tuple[str, int]
 
 
 def sides(split: Split) -> dict[str, SplitRows]:
@@ -49,57 +41,57 @@ def choose(
     untrained: the splits with rows without a trained token. flawed: by the flaw's name, the
     set of the document and its number there.
     """
-    found: dict[tuple[str, int], _Place] = {}
-    for name in untrained:
-        for place in _untrained(name, splits[name]):
-            found.setdefault((place.split, place.window), place)
-    for why, (documents, number) in flawed.items():
-        if place := _place(splits, documents, number, why):
-            found.setdefault((place.split, place.window), place)
+    shown: dict[Place, list[str]] = {}
     count = len(_windows(splits["train"]))
-    for window in dict.fromkeys(count * (2 * n + 1) // (2 * DRAWN) for n in range(DRAWN)):
-        found.setdefault(("train", window), _Place("train", window, "drawn"))
-    drawn = [place for place in found.values() if place.why == "drawn"]
-    others = [place for place in found.values() if place.why != "drawn"]
-    return [_example(splits[place.split], place, texts) for place in drawn + others]
+    for part in range(DRAWN):
+        shown["train", count * (2 * part + 1) // (2 * DRAWN)] = []
+    for name in untrained:
+        if place := _untrained(name, splits[name]):
+            shown.setdefault(place, []).append("untrained")
+    for why, (documents, number) in flawed.items():
+        if place := _place(splits, documents, number):
+            shown.setdefault(place, []).append(why)
+    return [_example(splits[at[0]], at, why, texts) for at, why in shown.items()]
 
 
 def _windows(split: Split) -> Any:
     return next(iter(sides(split).values())).rows.windows
 
 
-def _untrained(name: str, split: Split) -> list[_Place]:
+def _untrained(name: str, split: Split) -> Place | None:
     """The first row without a trained token, which is near the start where there are many."""
     if isinstance(split, PairRows):
-        return []
+        return None
     for start in range(0, len(split), ROWS_AT_ONCE):
         rows = split.rows[start : start + ROWS_AT_ONCE]
         trained = rows.sums(split.gather.trained(rows.windows, rows.packed))
-        for row in np.flatnonzero(trained == 0)[:1]:
-            return [_Place(name, int(split.rows.first[start + row]), "untrained")]
-    return []
+        nothing = np.flatnonzero(trained == 0)
+        if len(nothing):
+            return name, int(split.rows.first[start + nothing[0]])
+    return None
 
 
-def _place(splits: dict[str, Split], documents: Documents, number: int, why: str) -> _Place | None:
+def _place(splits: dict[str, Split], documents: Documents, number: int) -> Place | None:
     """Where the rows have a document; None where they leave it out."""
     for name, split in splits.items():
         for side in sides(split).values():
             if side.documents is documents:
                 found = np.flatnonzero(side.rows.windows.document == number)
                 if len(found):
-                    return _Place(name, int(found[0]), why)
+                    return name, int(found[0])
     return None
 
 
-def _example(split: Split, place: _Place, texts: TokenTexts) -> dict[str, Any]:
+def _example(split: Split, place: Place, why: list[str], texts: TokenTexts) -> dict[str, Any]:
+    name, window = place
     parts = sides(split)
     rows = next(iter(parts.values())).rows
     return {
-        "why": place.why,
-        "split": place.split,
-        "row": int(np.searchsorted(rows.first, place.window, "right")) - 1,
-        "document": int(rows.windows.document[place.window]),
-        "parts": {name: _part(side, place.window, texts, name) for name, side in parts.items()},
+        "why": why,
+        "split": name,
+        "row": int(np.searchsorted(rows.first, window, "right")) - 1,
+        "document": int(rows.windows.document[window]),
+        "parts": {side: _part(rows, window, texts, side) for side, rows in parts.items()},
     }
 
 

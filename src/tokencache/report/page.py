@@ -18,7 +18,6 @@ ROOM_FOR_TICKS = 0.86  # of its width: what begins later would stand out at the 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 WHY = {
-    "drawn": "drawn evenly",
     "double_bos": "two BOS",
     "missing_eos": "no EOS",
     "with_unknown": "unknown tokens",
@@ -281,7 +280,8 @@ def _examples(report: dict[str, Any]) -> str:
         "<i><u>·</u></i> space <i><u>↵</u></i> line break <i><u>→</u></i> tab</p>\n"
     )
     return (
-        "<section>\n<h2>Documents</h2>\n<p>As the rows hold them, token by token.</p>\n"
+        "<section>\n<h2>Documents</h2>\n<p>As the rows hold them, token by token: some of train, "
+        "and one for each flaw.</p>\n"
         f"{key}{made}</section>\n"
     )
 
@@ -297,8 +297,8 @@ def _example(one: dict[str, Any]) -> str:
             said += f", from token {part['start']:,} on"
         made += f"<p class=about>{escape(said)}</p>\n<p class=tokens>{_tokens(part)}</p>\n"
     title = f"{one['split']}, row {one['row']:,}, document {one['document']:,}"
-    why = f"<span class=why>{WHY[one['why']]}</span>"
-    return f"<article>\n<h3>{escape(title)} {why}</h3>\n{made}</article>\n"
+    why = "".join(f" <span class=why>{WHY[name]}</span>" for name in one["why"])
+    return f"<article>\n<h3>{escape(title)}{why}</h3>\n{made}</article>\n"
 
 
 def _tokens(part: dict[str, Any]) -> str:
