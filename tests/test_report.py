@@ -444,3 +444,13 @@ def test_the_log_and_the_summary_warn(made):
     assert "warning: 1 of 81 documents (1.2 %) are copies of another" in log.read_text()
     assert "Look at the data: report.html in the folder of each cache" in made.said
     assert "one qa 24: warning: 1 of 81 documents (1.2 %) are copies of another" in made.said
+
+
+def test_ids_that_the_weights_do_not_know_end_the_build(made, tmp_path):
+    copy = made.copy(tmp_path / "copy")
+    shutil.rmtree(copy.folder / "cache/one")
+    write_json(copy.folder / "weights/config.json", {"model_type": "llama", "vocab_size": 100})
+    copy.configure(CONFIG | {"models": {"one": {"tokenizer": "tokenizer", "weights": "weights"}}})
+    said = copy.run("caches", fails=True)
+    assert "and the model knows those below 100 (models.one.weights); give" in said
+    assert "Traceback" not in said and not copy.targets()

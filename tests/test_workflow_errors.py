@@ -192,6 +192,12 @@ def test_a_mask_that_leaves_nothing_to_train_on(workflow):
     refuses(workflow, "the loss mask leaves no token to train on")
 
 
+def test_a_vocabulary_that_is_too_small_before_anything_is_tokenized(workflow):
+    with_model(workflow, architecture=TINY | {"vocab_size": 50})
+    refuses(workflow, "models.one.architecture.vocab_size: 50 is too small, the tokenizer has")
+    assert not workflow.token_shards()
+
+
 def test_a_drop_that_leaves_nothing(workflow):
     workflow.configure(workflow.config | {"max_length": 3})
     with_dataset(workflow, overflow="drop")

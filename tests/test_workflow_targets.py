@@ -154,10 +154,12 @@ def test_cache_json_holds_provenance_and_checksums(done):
         assert there == {*about["files"], "cache.json", ".snakemake_timestamp"}
 
 
-def test_the_report_has_the_plots_of_every_run(workflow):
+def test_the_report_has_the_plots_of_every_run_and_the_data_of_every_cache(workflow):
     said = workflow.run("--report", "report.html")
     runs = len(list(workflow.folder.glob("results/*/*/*/run.json")))
     assert runs == said.count("Adding loss.svg") == said.count("Adding throughput.svg") > 0
+    caches = len(list(workflow.folder.glob("cache/*/*/*/cache.json")))
+    assert caches == said.count("Adding report.html") > 0
     assert (workflow.folder / "report.html").stat().st_size > 100_000
 
 

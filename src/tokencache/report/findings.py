@@ -62,7 +62,7 @@ def _documents(report: dict[str, Any]) -> Iterator[dict[str, str]]:
                 missing >= MISSING_EOS * about["documents"],
                 f"{part(missing, about['documents'], what)} don't end with EOS "
                 f"({report['tokenizer']['eos']['token']!r}), so a model does not learn to stop; "
-                f"most end with {ends}; put it into the template of document:",
+                f"most end with {ends}; end the text under document: with it",
             )
         if unknown := about["unknown_tokens"]:
             yield _finding(
