@@ -28,9 +28,7 @@ TARGET = re.compile(r"[0-9]+-[0-9a-f]{12}")
 REST = re.compile(r"\.[0-9]+-[0-9a-f]{12}\..*(checkpoints|building|parts|tmp)")
 
 CACHE_FILE, RUN_FILE, PROVENANCE_FILE = "cache.json", "run.json", "provenance.json"
-BEFORE_SOURCES, AFTER_SOURCES = b'
- "sources": ', b'
- "splits": '
+BEFORE_SOURCES, AFTER_SOURCES = b'\n "sources": ', b'\n "splits": '
 
 # Of one name, these many are read: what a cache was made of can be megabytes.
 NEWEST = 10

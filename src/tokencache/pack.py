@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from . import manifest, pairs, view
-from . import pairs, report, view
+from . import manifest, pairs, report, view
 from .errors import UserError
 from .files import key_of, link, published, read_json, write_json
 from .gather import Gatherer, SplitRows
@@ -92,7 +91,7 @@ def build(
 
 def look(cache: dict[str, Any], tokens: dict[str, Any]) -> dict[str, Any]:
     """The report that `build` puts into a cache's folder."""
-    splits, _ = _splits(cache, tokens)
+    splits, _ = split_rows(cache, tokens)
     made = {name: split.counted(cache["max_length"]) for name, split in splits.items()}
     return report.make(cache, tokens, splits, made)
 
