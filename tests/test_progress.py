@@ -4,7 +4,7 @@ import pty
 
 import pytest
 
-from tokencache.progress import Progress
+from tokencache.progress import Progress, listen
 
 
 class Clock:
@@ -133,3 +133,42 @@ def test_the_eta_follows_the_last_seconds(clock):
 def test_stderr_is_looked_up_when_it_is_used(capsys):
     Progress(1, "rows", "a").close()
     assert capsys.readouterr().err.startswith("a: 0/1 rows 0.0 %")
+
+
+def test_what_was_done_before_counts_for_no_rate(clock):
+    log = io.StringIO()
+    with Progress(1000, "rows", "pack", log, clock, before=900) as progress:
+        clock.now += 10
+        progress.update(50)
+    assert log.getvalue().splitlines() == [
+        "pack: 950/1,000 rows 95.0 % 5.0 rows/s elapsed 0:10 ETA 0:10",
+        "pack: 950/1,000 rows 95.0 % 5.0 rows/s elapsed 0:10",
+    ]
+
+
+def test_work_in_passing_leaves_no_line_of_its_own(clock):
+    log, terminal = io.StringIO(), Terminal()
+    for stream in log, terminal:
+        with Progress(100, "steps", "train", stream, clock, passing=True) as progress:
+            clock.now += 4
+            progress.update(1)
+            progress.said()  # a record, which says as much
+            clock.now += 4
+            progress.update(1)
+    assert log.getvalue() == ""
+    assert terminal.getvalue().endswith("\r\x1b[K")
+
+
+def test_who_listens_hears_now_and_then(clock):
+    heard = []
+    listen(heard.append)
+    try:
+        with Progress(100, "rows", "pack", io.StringIO(), clock) as progress:
+            for _ in range(100):
+                clock.now += 0.0625
+                progress.update(1, tokens=10)
+    finally:
+        listen(None)
+    assert [state["done"] for state in heard] == [0, 16, 32, 48, 64, 80, 96, 100]
+    assert heard[-1]["rates"] == {"rows": 16, "tokens": 160}
+    assert (heard[-1]["total"], heard[-1]["eta"]) == (100, None)

@@ -175,12 +175,11 @@ def shards(
     sizes = {source: os.stat(source.path).st_size for source in new}
     cuts, columns = [], []
     with Progress(sum(sizes.values()), "bytes", f"hash {label}") if new else nullcontext() as shown:
+        told = shown.update if new else _nobody
         for source, how in zip(found, about, strict=True):
-            known = index.recall([source.path], how, partial(_looked_at, source, shard_size))
+            known = index.recall([source.path], how, partial(_looked_at, source, shard_size, told))
             columns.append(known["columns"])
             cuts.append([Shard(k, Piece(source, a, b), n) for k, a, b, n in known["shards"]])
-            if source in sizes:
-                shown.update(sizes[source])
     return cuts, columns
 
 
@@ -193,13 +192,21 @@ def _how(source: Source, shard_size: int) -> list[Any]:
     return [asdict(source) | {"path": ""}, shard_size, CUT_VERSION]
 
 
-def _looked_at(source: Source, shard_size: int) -> dict[str, Any]:
+# Told how many more bytes of a source have been read.
+Told = Callable[[int], None]
+
+
+def _nobody(size: int) -> None:
+    pass
+
+
+def _looked_at(source: Source, shard_size: int, told: Told) -> dict[str, Any]:
     """What the index remembers of a source."""
-    shards = [(s.key, s.piece.start, s.piece.stop, s.bytes) for s in cut(source, shard_size)]
+    shards = [(s.key, s.piece.start, s.piece.stop, s.bytes) for s in cut(source, shard_size, told)]
     return {"columns": sources.columns(source), "shards": shards}
 
 
-def cut(source: Source, shard_size: int) -> list[Shard]:
+def cut(source: Source, shard_size: int, told: Told = _nobody) -> list[Shard]:
     """Cut one source into shards of about `shard_size` bytes and hash each.
 
     JSON Lines and text end a shard at a row, Parquet at a row group, Arrow at a
@@ -208,23 +215,33 @@ def cut(source: Source, shard_size: int) -> list[Shard]:
     size = os.stat(source.path).st_size
     if size == 0:
         return []
-    if source.format in ("parquet", "arrow"):
-        return _cut_units(source, shard_size)
     separator = _separator(source)
-    if separator is None:
+    if separator is not None:
+        return _cut_rows(source, size, shard_size, separator, told)
+    if source.format in ("parquet", "arrow"):
+        found = _cut_units(source, shard_size)
+    else:
         whole = Piece(source, 0, size)
-        return [Shard(sources.digest(whole), whole, size)]
+        found = [Shard(sources.digest(whole), whole, size)]
+    told(size)
+    return found
+
+
+def _cut_rows(
+    source: Source, size: int, shard_size: int, separator: bytes, told: Told
+) -> list[Shard]:
+    found, start = [], 0
     with open(source.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as m:
         view = memoryview(m)
         try:
-            ends = list(_row_ends(m, size, shard_size, separator))
-            starts = [0, *ends[:-1]]
-            return [
-                Shard(blake3(view[a:b]).hexdigest()[:KEY_DIGITS], Piece(source, a, b), b - a)
-                for a, b in zip(starts, ends, strict=True)
-            ]
+            for end in _row_ends(m, size, shard_size, separator):
+                key = blake3(view[start:end]).hexdigest()[:KEY_DIGITS]
+                found.append(Shard(key, Piece(source, start, end), end - start))
+                told(end - start)
+                start = end
         finally:
             view.release()
+    return found
 
 
 def _separator(source: Source) -> bytes | None:
@@ -308,4 +325,11 @@ def check_identity(reference: dict[str, Any], planned: list[Any], where: str) ->
 
 def file_digests(files: list[str], index: Index) -> list[str]:
     """BLAKE3 of whole files (weights, data set folders), remembered like shards."""
-    return [index.recall([f], "file digest", lambda f=f: hash_file(f)) for f in files]
+    about = "file digest"
+    new = {file: os.stat(file).st_size for file in files if not index.knows([file], about)}
+    found = []
+    with Progress(sum(new.values()), "bytes", "hash files", passing=True) as shown:
+        for file in files:
+            found.append(index.recall([file], about, partial(hash_file, file)))
+            shown.update(new.get(file, 0))
+    return found

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from . import ranks
+from . import progress, ranks
 
 Record = dict[str, Any]
 
@@ -20,7 +20,7 @@ FIRST_LOSS_TOLERANCE = 0.1
 def say(line: str) -> None:
     """A line of the log, from one of a run's processes."""
     if ranks.first():
-        print(line, file=sys.stderr, flush=True)
+        print(progress.above(line), file=sys.stderr, flush=True)
 
 
 def perplexity(loss: float) -> float | None:

@@ -13,6 +13,7 @@ from . import machine
 from .errors import UserError
 from .files import read_json
 from .manifest import REPAIR, beside
+from .progress import Progress
 from .readers import as_numpy
 
 
@@ -91,12 +92,15 @@ class Documents:
         opened: list[Segment] = []
         files, batches, counts = [], [], []
         _read_beforehand(paths)
-        for path in paths:
-            self.dtype, found = _read(path, LOST)
-            files += [path] * len(found)
-            batches += range(len(found))
-            counts.append(sum(map(len, found)))
-            opened += found
+        label = "pack: look into token shards"
+        with Progress(len(paths), "token shards", label, passing=True) as progress:
+            for path in paths:
+                self.dtype, found = _read(path, LOST)
+                files += [path] * len(found)
+                batches += range(len(found))
+                counts.append(sum(map(len, found)))
+                opened += found
+                progress.update(1)
         self.masked = any(segment.spans is not None for segment in opened)
         self.counts = np.array(counts, np.int64)
         lengths = [np.diff(segment.offsets) for segment in opened]

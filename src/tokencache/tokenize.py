@@ -74,8 +74,8 @@ def tokenize_batch(
     about = facts(tokenizer_folder)
     sizes = [_size(piece) for piece, *_ in work]
     missing = [number for number, entry in enumerate(work) if not entry[3].exists()]
-    with Progress(sum(sizes), "bytes", label) as progress:
-        progress.update(sum(sizes) - sum(sizes[number] for number in missing))
+    before = sum(sizes) - sum(sizes[number] for number in missing)
+    with Progress(sum(sizes), "bytes", label, before=before) as progress:
         tools, said = None, ""
         while missing:
             # Documents of the next shard are read while the last ones of this are encoded, and
@@ -195,13 +195,13 @@ class _Shard:
         for batch in batches:
             texts = batch.texts
             if self.masked:
-                yield self._masked(texts, batch.spans)
+                rows = self._masked(texts, batch.spans)
             else:
-                ids, offsets = self._wrapped(self.tools.engines.encode(texts))
-                yield Rows(ids, offsets, None)
+                rows = Rows(*self._wrapped(self.tools.engines.encode(texts)), None)
+            yield rows
             told = min(int(buffers(texts)[0][-1]), self.size - self.counted)
             self.counted += told
-            self.progress.update(told, documents=len(texts))
+            self.progress.update(told, documents=len(texts), tokens=len(rows.ids))
 
     def _wrapped(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
         """Ids with the special tokens around each document, and their offsets."""

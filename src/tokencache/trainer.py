@@ -6,6 +6,7 @@ import itertools
 import math
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from .collate import COUNTS, IGNORED, NUMBERS, Collator, Split
 from .errors import UserError
 from .meter import Meter
 from .metrics import say
+from .progress import Progress
 from .watch import Watch, describe
 
 
@@ -37,6 +39,38 @@ class LogWithCheckpoints(TrainerCallback):
         ends = state.global_step % self._in_epoch == 0 or control.should_training_stop
         if ends or control.should_save or control.should_evaluate:
             control.should_log = True
+
+
+class ShowSteps(TrainerCallback):
+    """Shows how far a run is, on its first rank and between the records."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._progress: Progress | None = None
+        self._tokens = 0
+
+    def count(self, tokens: int) -> None:
+        """Of this rank's batch; the others' are as large."""
+        self._tokens += tokens * ranks.count()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if ranks.first():
+            self._progress = Progress(
+                state.max_steps, "steps", self._label, before=state.global_step, passing=True
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._progress:
+            self._progress.update(1, tokens=self._tokens)
+            self._tokens = 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if self._progress:
+            self._progress.said()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._progress:
+            self._progress.close()
 
 
 class CacheTrainer(Trainer):
@@ -60,13 +94,15 @@ class CacheTrainer(Trainer):
         self.first: dict[str, Any] | None = None
         self._run_folder: str | None = None
         self._watch = Watch()
+        self._label = f"{run['model']} {run['dataset']} {run['max_length']}"
+        self._steps = ShowSteps(f"train {self._label}")
         super().__init__(
             model,
             arguments,
             data_collator=collator,
             train_dataset=Rows(splits["train"]),
             eval_dataset=splits["validation"].rows if "validation" in splits else None,
-            callbacks=[LogWithCheckpoints(self.in_epoch)],
+            callbacks=[LogWithCheckpoints(self.in_epoch), self._steps],
         )
         self.remove_callback(PrinterCallback)
         if run["pairs"] or self.smoothing or not self.model_accepts_loss_kwargs:
@@ -124,7 +160,9 @@ class CacheTrainer(Trainer):
         return batches, self._get_num_items_in_batch(batches, device)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
-        self.meter.add(inputs.pop(COUNTS))
+        counts = inputs.pop(COUNTS)
+        self.meter.add(counts)
+        self._steps.count(counts["tokens"])
         rows = inputs.pop(NUMBERS, [])
         loss = super().training_step(model, inputs, *rest, **more)
         self._watch.add_batch(rows, loss)
@@ -166,15 +204,18 @@ class CacheTrainer(Trainer):
             batches = evaluation_batches(
                 split, self.planned["training"], self.planned["max_length"]
             )
+            mine = batches[ranks.rank() :: ranks.count()]
             self.model.eval()
-            with torch.no_grad():
-                for numbers in batches[ranks.rank() :: ranks.count()]:
+            with torch.no_grad(), self._validating(len(mine)) as shown:
+                for numbers in mine:
                     batch = self.data_collator(split.rows.__getitems__(list(numbers)))
                     del batch[COUNTS]
                     batch = self._prepare_inputs(batch)
                     labels = batch.pop("labels")
                     losses = self._token_losses(self.model(**batch).logits, labels)
                     total += losses.double().sum().cpu()
+                    if shown:
+                        shown.update(1)
             self.model.train()
             total = collectives.summed({"loss": total.item()})["loss"]
         found = total / split.targets
@@ -185,6 +226,12 @@ class CacheTrainer(Trainer):
             self.args, self.state, self.control, result
         )
         return result
+
+    def _validating(self, batches: int) -> AbstractContextManager[Progress | None]:
+        """The first rank says it for all."""
+        if not ranks.first():
+            return nullcontext()
+        return Progress(batches, "batches", f"validate {self._label}", passing=True)
 
     # Records
 
