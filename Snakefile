@@ -63,16 +63,19 @@ onstart:
         plan.make_folders()
         plan.write()
         workflows.announce(plan)
+        workflow_file.start()
         prepare_containers()
 
 
 onsuccess:
+    workflow_file.end()
     plan.remove_marks()
     workflows.withdraw(plan)
     print(summary.table(plan), file=sys.stderr)
 
 
 onerror:
+    workflow_file.end()
     plan.remove_marks()
     workflows.withdraw(plan)
     say_lost_images()

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import socket
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,8 @@ from tokencache import inventory, machine, summary, why, workflows
 from tokencache.config import load
 from tokencache.errors import UserError
 from tokencache.messages import check_files
-from tokencache.plan import Plan, fetched_path, files_of, tokenizer_path
+from tokencache.plan import WORKFLOW, Plan, fetched_path, files_of, tokenizer_path
+from tokencache.progress_files import ProgressFile
 
 # `--delete-all-output` takes the outputs of the rules that there are: see rules/clean.smk.
 cleaning = any(word.startswith("--delete-") for word in sys.argv)
@@ -80,6 +82,10 @@ def settings_and_plan():
 
 with without_traceback():
     settings, plan = settings_and_plan()
+
+# `tokencache status` sees by it whether this process lives.
+if workflow.is_main_process and not cleaning:
+    workflow_file = ProgressFile(plan.progress_path(*WORKFLOW), *WORKFLOW, socket.gethostname())
 
 made = inventory.made(settings.cache, settings.results) if cleaning else {}
 if cleaning and inventory.made(settings.cache, settings.results, by_others=True):

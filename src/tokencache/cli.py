@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -110,12 +111,23 @@ def run(arguments: argparse.Namespace) -> int | None:
         "train": jobs.train_run,
     }[arguments.command]
     try:
-        stage(plan, arguments.target)
+        with _reporting(plan, arguments):
+            stage(plan, arguments.target)
     except KeyError as error:
         if error.args != (arguments.target,):
             raise
         raise UserError(f"{arguments.plan} has no {arguments.target!r}") from None
     return None
+
+
+def _reporting(plan: Plan, arguments: argparse.Namespace) -> AbstractContextManager[None]:
+    """In here a job's progress is written down for `tokencache status`."""
+    if not ranks.first():
+        return nullcontext()
+    from .progress_files import reporting
+
+    job = arguments.command, arguments.target
+    return reporting(plan.progress_path(*job), *job, ranks.machine())
 
 
 def _several(plan: Plan, arguments: argparse.Namespace) -> Call | None:

@@ -17,13 +17,14 @@ from typing import Any
 
 from . import __version__
 from .errors import UserError
-from .files import make_folder, read_json, sweep, write_json
+from .files import key_of, make_folder, read_json, sweep, write_json
 
 WORK = Path(".tokencache")
 INDEX = WORK / "index.sqlite"
 PLANS = WORK / "plans"
 PLANNING = WORK / "planning"
 LIBRARIES = ("numpy", "pyarrow", "tokenizers")
+WORKFLOW = ("workflow", "snakemake")  # stage and target of the process that starts the jobs
 NAME_DIGITS = 12  # of a key in the names of caches and runs, which stand beside few others
 PLANS_KEPT = 20
 
@@ -82,6 +83,16 @@ def parts_path(cache: str) -> Path:
 def checkpoints_path(run: str) -> Path:
     """Where a run that is not finished keeps what it needs to go on."""
     return Path(run).parent / f".{Path(run).name}.checkpoints"
+
+
+def progress_folder(plan: str) -> Path:
+    """Where the running jobs of a plan say how far they are; plan: its ID."""
+    return WORK / "progress" / plan
+
+
+def progress_path(plan: str, stage: str, target: str) -> Path:
+    """The progress file of one job."""
+    return progress_folder(plan) / f"{stage}-{key_of([stage, target])[:NAME_DIGITS]}.json"
 
 
 def records_path(run: str | Path) -> Path:
@@ -144,7 +155,7 @@ class Plan:
             with suppress(FileNotFoundError):  # another run removes it
                 if time.time() - old.stat().st_mtime > 7 * 86400:
                     old.unlink()
-        for marks in (WORK / "done").glob("*"):
+        for marks in [*(WORK / "done").glob("*"), *(WORK / "progress").glob("*")]:
             if not (PLANS / f"{marks.name}.json").exists():
                 shutil.rmtree(marks, ignore_errors=True)
         for target in [*self.caches, *self.runs, *self.tokenizers, *self.fetches]:
@@ -164,12 +175,17 @@ class Plan:
         """A file that says that this plan's batch is done."""
         return str(WORK / "done" / self.data["id"] / batch)
 
+    def progress_path(self, stage: str, target: str) -> Path:
+        """The progress file of one of this plan's jobs."""
+        return progress_path(self.data["id"], stage, target)
+
     def set_mark(self, token_set: str) -> str:
         """A file that says that all batches that a token set waits for are done."""
         return self.mark(f"sets/{token_set}")
 
     def remove_marks(self) -> None:
-        shutil.rmtree(Path(self.mark("")), ignore_errors=True)
+        for folder in (Path(self.mark("")), progress_folder(self.data["id"])):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def tokens_path(self, key: str) -> str:
         return tokens_path(self.cache, self.data["tokens"][key]["tokenizer"], key)

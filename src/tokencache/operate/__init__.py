@@ -19,4 +19,5 @@ VERBS = {
     "trace": "say what something was made of, and what was made of it",
     "verify": "compare all that was made with its checksums, or with Hugging Face's tokenizer",
     "report": "say what is in a cache's data, before anyone trains on it",
+    "status": "how far the workflow is, with the jobs that run, on other nodes too",
 }

@@ -1,31 +1,53 @@
-"""Tables for people, of rows that are never wrapped, and amounts and times in their words."""
+"""Tables for people, and amounts and times in their words."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-TIMES = (("d", 86400), ("h", 3600), ("min", 60))
-SIZES = ("bytes", "kB", "MB", "GB", "TB")
-WIDE = 10_000  # a name that is cut short, or wrapped, can't be copied
-
-
-def show(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[str] = ()) -> None:
-    """Print a table; the columns in `right` hold numbers."""
-    from rich.box import SIMPLE_HEAD
+if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+TIMES = (("d", 86400), ("h", 3600), ("min", 60))
+SIZES = ("bytes", "kB", "MB", "GB", "TB")
+WIDE = 10_000  # columns, where lines are not to be wrapped
+
+
+def console() -> Console:
+    """Standard output: coloured in a terminal, plain elsewhere, and never wrapped there."""
+    from rich.console import Console
+
+    found = Console(highlight=False, markup=False)
+    if found.is_terminal:
+        return found
+    return Console(width=WIDE, color_system=None, highlight=False, markup=False)
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str | Text]], right: Iterable[str] = ()
+) -> Table:
+    """Rows under their names; the columns in `right` hold numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for column in columns:
-        justify = "right" if column in right else "left"
-        table.add_column(column, justify=justify)
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
-    Console(width=WIDE, highlight=False).print(table)
+        made.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    return made
+
+
+def show(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[str] = ()) -> None:
+    """Print a table; its lines are not wrapped, for a name in parts can't be copied."""
+    from rich.console import Console
+
+    Console(width=WIDE, highlight=False).print(table(columns, rows, right))
 
 
 def show_json(value: Any) -> None:
