@@ -211,6 +211,22 @@ def asked(otherwise: int) -> int:
     return overrides(os.environ).get(PROCESSES, otherwise)
 
 
+def _class(name: str, cores: int, memory: int) -> Allowed:
+    """Of the smallest machine of a class; a tenth of its memory is the system's."""
+    by = f"class {name}"
+    return Allowed(Told(cores, by), Told(memory, by), memory * 9 // 10)
+
+
+# As guides to training sort machines: 4 to 8 cores, 16 to 32, and 32 or more.
+CLASSES = {
+    name: _class(name, cores, memory)
+    for name, cores, memory in (
+        ("small", 4, 32 * GB),
+        ("middle", 16, 64 * GB),
+        ("large", 32, 128 * GB),
+    )
+}
+
 _chosen: Settings | None = None
 
 
