@@ -1,10 +1,12 @@
 import io
 import os
 import pty
+import time
 
 import pytest
 
-from tokencache.progress import Progress, listen
+from tokencache import progress
+from tokencache.progress import Progress, growing, listen
 
 
 class Clock:
@@ -172,3 +174,22 @@ def test_who_listens_hears_now_and_then(clock):
     assert [state["done"] for state in heard] == [0, 16, 32, 48, 64, 80, 96, 100]
     assert heard[-1]["rates"] == {"rows": 16, "tokens": 160}
     assert (heard[-1]["total"], heard[-1]["eta"]) == (100, None)
+
+
+def test_a_folder_that_grows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LOOK_SECONDS", 0.01)
+    (tmp_path / "old").write_bytes(b"x" * 1000)
+    heard = []
+    listen(heard.append)
+    monkeypatch.setattr(progress, "TOLD_SECONDS", 0.0)
+    try:
+        with growing("load qa", tmp_path, tmp_path / "nowhere", total=3000):
+            (tmp_path / "new").mkdir()
+            (tmp_path / "new" / "file").write_bytes(b"x" * 2000)
+            while heard[-1:] == [] or heard[-1]["done"] < 2000:
+                time.sleep(0.01)
+            (tmp_path / "new" / "file").unlink()
+    finally:
+        listen(None)
+    assert heard[-1]["done"] == 2000 and heard[-1]["total"] == 3000
+    assert capsys.readouterr().err == ""

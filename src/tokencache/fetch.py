@@ -15,7 +15,7 @@ from . import machine, manifest, sources
 from .errors import UserError
 from .files import published, read_json, write_json
 from .fingerprint import check_identity
-from .progress import Progress
+from .progress import Progress, growing
 from .sources import Piece, Source
 
 FETCHED = "fetched.json"
@@ -46,18 +46,37 @@ def _loaded(wanted: dict[str, Any], where: str, cache: str | None) -> Any:
     import datasets
 
     reference, chosen = wanted["reference"], machine.settings()
+    datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(
-            reference["path"] or reference["hub"],
-            wanted["name"],
-            split=wanted["split"],
-            revision=reference["revision"],
-            cache_dir=cache,
-            num_proc=chosen.processes if chosen.processes > 1 else None,
-            writer_batch_size=chosen.writer_rows,
-        )
+        with growing(f"load {wanted['dataset']}", *_filled(reference, cache)):
+            return datasets.load_dataset(
+                reference["path"] or reference["hub"],
+                wanted["name"],
+                split=wanted["split"],
+                revision=reference["revision"],
+                cache_dir=cache,
+                num_proc=chosen.processes if chosen.processes > 1 else None,
+                writer_batch_size=chosen.writer_rows,
+            )
     except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as e:
         raise UserError(f"{where}: `datasets` can't load it: {_why(e)}") from None
+
+
+def _filled(reference: dict[str, Any], cache: str | None) -> list[Path]:
+    """The folders that `datasets` writes to: what it fetches, and what it makes of that."""
+    if cache is not None:
+        return [Path(cache)]
+    from datasets import config
+
+    made = Path(config.HF_DATASETS_CACHE, reference["hub"].replace("/", "___"))
+    return [_of_hub(reference["hub"], "dataset"), made]
+
+
+def _of_hub(name: str, kind: str) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind))
 
 
 def _why(error: Exception) -> str:
@@ -100,13 +119,16 @@ def fetch_weights(wanted: dict[str, Any], folder: Path) -> None:
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
 
     hub, revision = wanted["reference"]["hub"], wanted["reference"]["revision"]
+    disable_progress_bars()
     try:
-        there = snapshot_download(hub, revision=revision, allow_patterns=WEIGHTS_FILES)
+        with growing(f"download {hub}", _of_hub(hub, "model")):
+            there = snapshot_download(hub, revision=revision, allow_patterns=WEIGHTS_FILES)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"models.{wanted['model']}.weights: {hub} can't be had: {error}") from None
-    with published(folder, folder=True) as made:
+    with published(folder, folder=True) as made, growing(f"copy {hub}", made):
         # Copies, for the user's own folder is not ours to open to a group.
         copy = shutil.copyfile
         shutil.copytree(there, made, dirs_exist_ok=True, ignore=_others, copy_function=copy)

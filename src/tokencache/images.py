@@ -8,10 +8,12 @@ import configparser
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from .errors import UserError
@@ -19,6 +21,9 @@ from .files import hash_file, key_of, published, read_json, write_json
 from .fingerprint import Index, file_digests
 from .manifest import beside
 from .plan import INDEX, Plan
+from .plan import INDEX, Plan, progress_path
+from .progress import growing
+from .progress_files import reporting
 
 NAMES = ("tokenize", "train")
 FOLDER = "images"
@@ -62,7 +67,11 @@ def build(base: str, image: str, checkout: Path) -> None:
     _require("apptainer")
     name, _, _ = Path(image).stem.rpartition("-")
     space = os.environ.get("APPTAINER_TMPDIR")
-    with published(image) as made, tempfile.TemporaryDirectory(dir=space) as work:
+    with (
+        published(image) as made,
+        tempfile.TemporaryDirectory(dir=space) as work,
+        growing(f"build {Path(image).name}", Path(work), made.parent),
+    ):
         settings = Path(work, "pip")
         settings.mkdir()
         folders = pip_settings(settings)
@@ -75,7 +84,9 @@ def build(base: str, image: str, checkout: Path) -> None:
         for bind in binds:
             command += ["--bind", bind]
         command += [str(made.absolute()), str(checkout / "containers" / f"{name}.def")]
-        _run(command, cwd=checkout, env=_build_environment(folders))
+        # Here, so that one sees it grow.
+        environment = _build_environment(folders) | {"APPTAINER_TMPDIR": work}
+        _run(command, cwd=checkout, env=environment)
     # Of what stands there: another workflow may have built it too.
     write_json(beside(image), {"blake3": hash_file(image)})
 
@@ -267,6 +278,15 @@ def _fewer(folders: set[Path]) -> set[Path]:
     return folders
 
 
+def _reporting(image: str) -> AbstractContextManager[None]:
+    """In here a build that a workflow started is seen by `tokencache status`."""
+    plan = os.environ.get("TOKENCACHE_PLAN")
+    if plan is None:
+        return nullcontext()
+    job = "build-image", image
+    return reporting(progress_path(Path(plan).stem, *job), *job, socket.gethostname())
+
+
 def main(argv: list[str] | None = None) -> int:
     command = argparse.ArgumentParser("tokencache.images", description="Build a job's image.")
     command.add_argument("--checkout", type=Path, default=Path())
@@ -276,7 +296,8 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("image", help="where it goes: FOLDER/NAME-DIGITS.sif")
     arguments = command.parse_args(argv)
     try:
-        build(arguments.base, arguments.image, arguments.checkout.absolute())
+        with _reporting(arguments.image):
+            build(arguments.base, arguments.image, arguments.checkout.absolute())
     except UserError as error:
         print(f"tokencache: {error}", file=sys.stderr)
         return 1

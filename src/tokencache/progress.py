@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 QUIET_SECONDS = 0.5  # work that ends sooner gets its closing line alone
 LIVE_SECONDS = 0.1
 LOG_SECONDS = 5.0
+LOOK_SECONDS = 2.0  # between two looks at folders that grow
 TOLD_SECONDS = 1.0  # between two words to whoever listens
 WINDOW_SECONDS = 15.0  # the rate and the ETA are those of this last stretch
 
@@ -143,6 +147,46 @@ class Progress:
             return os.get_terminal_size(self._stream.fileno()).columns or 80
         except (OSError, ValueError):
             return 80
+
+
+@contextmanager
+def growing(label: str, *folders: Path, total: int | None = None) -> Iterator[None]:
+    """Show how many bytes come into folders meanwhile, written by what does not say so itself.
+
+    total: how many it will be, where that is known.
+    """
+    before, through = _size(folders), threading.Event()
+
+    def look() -> None:
+        with Progress(total, "bytes", label, passing=True) as shown:
+            seconds = 0.0
+            # Looking takes a fiftieth of the time at most.
+            while not through.wait(max(LOOK_SECONDS, 50 * seconds)):
+                began = time.monotonic()
+                shown.update(max(0, _size(folders) - before - shown.done))
+                seconds = time.monotonic() - began
+
+    observer = threading.Thread(target=look, daemon=True)
+    observer.start()
+    try:
+        yield
+    finally:
+        through.set()
+        observer.join()
+
+
+def _size(folders: Iterable[Path]) -> int:
+    """Bytes of all files in some folders, as far as one can look."""
+    total, left = 0, [str(folder) for folder in folders]
+    while left:
+        with suppress(OSError), os.scandir(left.pop()) as entries:
+            for entry in entries:
+                with suppress(OSError):  # gone meanwhile
+                    if entry.is_dir(follow_symlinks=False):
+                        left.append(entry.path)
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_size
+    return total
 
 
 def line(state: State) -> str:

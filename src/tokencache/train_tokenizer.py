@@ -12,9 +12,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -157,7 +158,8 @@ def train_tokenizer(
     planned = planned_facts(settings)
     with stages.shown(LABEL) as stream:
         parts = _without(_read(texts, total_bytes, stream), _special_tokens(settings))
-        model = {"bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram}[settings["algorithm"]]
+        wordpiece = partial(_wordpiece, stream=stream)
+        model = {"bpe": _bpe, "wordpiece": wordpiece, "unigram": _unigram}[settings["algorithm"]]
         tokenizer = _pipeline(settings, model(settings, parts))
     _finish(tokenizer, settings)
     facts = tokenizers.Facts(**planned | {"key": key, "vocab_size": tokenizer.get_vocab_size()})
@@ -171,7 +173,7 @@ def train_tokenizer(
 
 
 def _read(
-    texts: Iterator[pa.LargeStringArray], total_bytes: int, stream: Any
+    texts: Iterator[pa.LargeStringArray], total_bytes: int, stream: TextIO
 ) -> Iterator[pa.LargeStringArray]:
     """The texts with progress. Raises UserError at their end where they hold nothing."""
     found = False
@@ -243,7 +245,9 @@ def _bpe(settings: dict[str, Any], texts: Iterator[pa.LargeStringArray]) -> mode
     return tokenizer.model
 
 
-def _wordpiece(settings: dict[str, Any], texts: Iterator[pa.LargeStringArray]) -> models.WordPiece:
+def _wordpiece(
+    settings: dict[str, Any], texts: Iterator[pa.LargeStringArray], stream: TextIO
+) -> models.WordPiece:
     """WordPiece, trained on words counted here.
 
     The trainer gives ids to the characters inside words in the order of a hash table,
@@ -251,7 +255,7 @@ def _wordpiece(settings: dict[str, Any], texts: Iterator[pa.LargeStringArray]) -
     order, for which the words must be known.
     """
     unknown, special = _roles(settings)["unk_token"], _special_tokens(settings)
-    words = _words(_pipeline(settings, models.WordPiece(unk_token=unknown)), texts)
+    words = _words(_pipeline(settings, models.WordPiece(unk_token=unknown)), texts, stream)
     inside = [f"##{char}" for char in sorted({char for word in words for char in word[1:]})]
     alphabet = {char for word in words for char in word}
     smallest = len(special) + len(alphabet) + len(inside)
@@ -273,7 +277,9 @@ def _wordpiece(settings: dict[str, Any], texts: Iterator[pa.LargeStringArray]) -
     return models.WordPiece(vocab, unk_token=unknown, max_input_chars_per_word=LONGEST_WORD)
 
 
-def _words(tokenizer: Tokenizer, texts: Iterator[pa.LargeStringArray]) -> dict[str, int]:
+def _words(
+    tokenizer: Tokenizer, texts: Iterator[pa.LargeStringArray], stream: TextIO
+) -> dict[str, int]:
     """How often each word is in the texts, words in order.
 
     Arrow counts what stands between spaces, so only what is new is cut up in Python.
@@ -283,11 +289,13 @@ def _words(tokenizer: Tokenizer, texts: Iterator[pa.LargeStringArray]) -> dict[s
         found = pc.value_counts(pc.list_flatten(pc.utf8_split_whitespace(batch)))
         counts.update(dict(zip(*(field.to_pylist() for field in found.flatten()), strict=True)))
     words: Counter[str] = Counter()
-    for text, count in counts.items():
-        normalized = tokenizer.normalizer.normalize_str(text)
-        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized):
-            if len(word) <= LONGEST_WORD:
-                words[word] += count
+    with Progress(len(counts), "words", f"{LABEL}: count words", stream) as progress:
+        for text, count in counts.items():
+            normalized = tokenizer.normalizer.normalize_str(text)
+            for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized):
+                if len(word) <= LONGEST_WORD:
+                    words[word] += count
+            progress.update(1)
     return dict(sorted(words.items()))
 
 
