@@ -6,6 +6,7 @@ Whoever calls `listen` hears of it too: a job's progress file, see progress_file
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import threading
 import time
@@ -160,8 +161,8 @@ def growing(label: str, *folders: Path, total: int | None = None) -> Iterator[No
     def look() -> None:
         with Progress(total, "bytes", label, passing=True) as shown:
             seconds = 0.0
-            # Looking takes a fiftieth of the time at most.
-            while not through.wait(max(LOOK_SECONDS, 50 * seconds)):
+            # Looking takes a twentieth of the time at most.
+            while not through.wait(max(LOOK_SECONDS, 20 * seconds)):
                 began = time.monotonic()
                 shown.update(max(0, _size(folders) - before - shown.done))
                 seconds = time.monotonic() - began
@@ -172,20 +173,27 @@ def growing(label: str, *folders: Path, total: int | None = None) -> Iterator[No
         yield
     finally:
         through.set()
-        observer.join()
+        observer.join(LOOK_SECONDS)  # a network disk may hold it up
 
 
 def _size(folders: Iterable[Path]) -> int:
-    """Bytes of all files in some folders, as far as one can look."""
-    total, left = 0, [str(folder) for folder in folders]
+    """Bytes of all files in some folders, as far as one can look; not in what is mounted there."""
+    total, left = 0, []
+    for folder in folders:
+        with suppress(OSError):
+            left.append((str(folder), os.stat(folder).st_dev))
     while left:
-        with suppress(OSError), os.scandir(left.pop()) as entries:
+        path, device = left.pop()
+        with suppress(OSError), os.scandir(path) as entries:
             for entry in entries:
                 with suppress(OSError):  # gone meanwhile
-                    if entry.is_dir(follow_symlinks=False):
-                        left.append(entry.path)
-                    else:
-                        total += entry.stat(follow_symlinks=False).st_size
+                    about = entry.stat(follow_symlinks=False)
+                    if about.st_dev != device:
+                        continue
+                    if stat.S_ISDIR(about.st_mode):
+                        left.append((entry.path, device))
+                    elif stat.S_ISREG(about.st_mode):
+                        total += about.st_size
     return total
 
 
