@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 
 from . import documents, machine
 from .documents import Spans
-from .engines import Differs, Encoded, Engines, buffers
+from .engines import SLICE_BYTES, Differs, Encoded, Engines, buffers, groups
 from .errors import UserError
 from .files import published, write_json
 from .loss_spans import Finder, OtherRuns, merged
@@ -192,16 +193,25 @@ class _Shard:
         return self.tools.engines.current.name
 
     def _rows(self, batches: Iterator[documents.Batch]) -> Iterator[Rows]:
-        for batch in batches:
-            texts = batch.texts
+        for texts, spans in chain.from_iterable(map(self._steps, batches)):
             if self.masked:
-                rows = self._masked(texts, batch.spans)
+                rows = self._masked(texts, spans)
             else:
                 rows = Rows(*self._wrapped(self.tools.engines.encode(texts)), None)
             yield rows
             told = min(int(buffers(texts)[0][-1]), self.size - self.counted)
             self.counted += told
             self.progress.update(told, documents=len(texts), tokens=len(rows.ids))
+
+    def _steps(self, batch: documents.Batch) -> Iterator[tuple[pa.LargeStringArray, Spans | None]]:
+        """The texts of a batch: those for the slow engine in parts, as it takes them anyway, so
+        that one sees it get on."""
+        if self.tools.engines.current is not self.tools.engines.reference:
+            yield batch.texts, batch.spans
+            return
+        for start, stop in groups(buffers(batch.texts)[0], SLICE_BYTES):
+            spans = batch.spans and batch.spans.take(np.arange(start, stop))
+            yield batch.texts.slice(start, stop - start), spans
 
     def _wrapped(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
         """Ids with the special tokens around each document, and their offsets."""
