@@ -13,9 +13,9 @@ from rich.tree import Tree
 
 from ..config import Config
 from ..inventory import CACHE_FILE, KEY, PROVENANCE_FILE, RUN_FILE
-from .console import console
 from .experiment import add_config_words, config_of
 from .provenance import CHECKPOINTS, Node, Provenance
+from .tables import console
 
 # What a tree says otherwise, or leaves to the JSON.
 NOT_SHOWN = ("config", "plan", "shards", "key", "model", "dataset", "max_length", "split", "state",

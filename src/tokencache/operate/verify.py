@@ -16,9 +16,9 @@ from ..errors import UserError
 from ..progress import Progress
 from . import checks, repair
 from .checks import Thing, Unchecked
-from .console import table
 from .experiment import add_config_words, config_of
 from .repair import Finding
+from .tables import show
 
 
 def add_words(parser: argparse.ArgumentParser) -> None:
@@ -172,7 +172,7 @@ def _print(
         rows = [(one.thing.kind, str(one.thing.path), one.problem, one.fate) for one in found]
         done = any(one.fate for one in found)
         columns = ["damaged", "path", "what is wrong", "what was done"]
-        table(columns if done else columns[:3], rows if done else [row[:3] for row in rows])
+        show(columns if done else columns[:3], rows if done else [row[:3] for row in rows])
     for one in compared:
         _say_compared(one)
     for why, count in Counter(why for _, why in unchecked).items():
