@@ -37,3 +37,21 @@ def test_path_of_a_cache_that_is_not_there_says_how_to_make_it(made):
 def test_path_of_what_config_does_not_name(made):
     said = made.tokencache("path", "one", "qq", "32", fails=True)
     assert "unknown dataset" in said and "qa" in said and "Traceback" not in said
+
+
+def test_export_of_a_cache_by_its_name_and_by_its_folder(made):
+    made.configure(CONFIG)
+    [cache] = made.folder.glob("cache/one/qa/32-*")
+    said = made.tokencache("export", "one", "qa", "32", "--to", "numpy", "out/named")
+    assert said.endswith("out/named\n") and "export train" in said
+    made.tokencache("export", str(cache), "--to", "numpy", "out/found", "--split", "train")
+    name = "train.npy"
+    assert (made.folder / "out/named" / name).read_bytes() == (
+        (made.folder / "out/found" / name).read_bytes()
+    )
+    said = made.tokencache("export", str(cache), "--to", "numpy", "out/found", fails=True)
+    assert "out/found is there already" in said
+    said = made.tokencache("export", str(cache), "--to", "megatrom", "out/m", fails=True)
+    assert "did you mean 'megatron'?" in said
+    said = made.tokencache("export", "one", "qa", "--to", "numpy", "out/n", fails=True)
+    assert "MODEL DATASET MAX_LENGTH" in said

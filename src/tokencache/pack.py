@@ -20,7 +20,7 @@ import pyarrow as pa
 from . import manifest, pairs, report, view
 from .errors import UserError
 from .files import key_of, link, published, read_json, write_json
-from .gather import Gatherer, SplitRows
+from .gather import Column, Gatherer, SplitRows
 from .pairs import PairRows
 from .progress import Progress
 from .readers import as_arrow
@@ -158,21 +158,31 @@ def _write_dataset(
         checksums |= _write_files(folder, cache, splits, lacking)
     for name, split in splits.items():
         names = [file.name for file in files if file.split == name]
-        info = {"features": _features(_schema(split)), "citation": "", "description": "",
-                "homepage": "", "license": ""}  # fmt: skip
-        state = {
-            "_data_files": [{"filename": file} for file in names],
-            "_fingerprint": key_of([cache["key"], name])[:16],
-            "_format_columns": None,
-            "_format_kwargs": {},
-            "_format_type": None,
-            "_output_all_columns": False,
-            "_split": name,
-        }
-        for file, value in (("dataset_info.json", info), ("state.json", state)):
-            (folder / name / file).write_text(json.dumps(value, indent=2, sort_keys=True))
-    (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}))
+        describe_split(folder / name, names, schema_of(split.types), cache["key"])
+    describe_splits(folder, list(splits))
     return checksums
+
+
+def describe_splits(folder: Path, splits: list[str]) -> None:
+    """Write what makes a folder a DatasetDict of its folders."""
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": splits}))
+
+
+def describe_split(folder: Path, files: list[str], schema: pa.Schema, key: str) -> None:
+    """Write what makes a folder of Arrow streams a split: its columns and its files."""
+    info = {"features": _features(schema), "citation": "", "description": "", "homepage": "",
+            "license": ""}  # fmt: skip
+    state = {
+        "_data_files": [{"filename": file} for file in files],
+        "_fingerprint": key_of([key, folder.name])[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": folder.name,
+    }
+    for file, value in (("dataset_info.json", info), ("state.json", state)):
+        (folder / file).write_text(json.dumps(value, indent=2, sort_keys=True))
 
 
 def _data_files(splits: dict[str, Split]) -> list[DataFile]:
@@ -198,12 +208,11 @@ def _write_files(
         for file in files:
             split, path = splits[file.split], folder / file.path
             path.parent.mkdir(exist_ok=True)
-            schema = _schema(split)
+            schema = schema_of(split.types)
             with Writer(path, schema, stream=True) as writer:
                 for start, stop in _batches(split.lengths()[file.start : file.stop]):
                     columns = split.columns(file.start + start, file.start + stop)
-                    arrays = [_lists(*columns[name]) for name in schema.names]
-                    writer.write(pa.record_batch(arrays, schema=schema))
+                    writer.write(record_batch(columns, schema))
                     progress.update(stop - start)
             checksums[path] = writer.checksum()
     return checksums
@@ -250,13 +259,19 @@ def _batches(per_row: np.ndarray) -> Iterator[tuple[int, int]]:
             yield at, min(last, at + ROWS_IN_A_BATCH)
 
 
-def _lists(offsets: np.ndarray, values: np.ndarray) -> pa.ListArray:
-    return pa.ListArray.from_arrays(as_arrow(offsets.astype(np.int32)), as_arrow(values))
+def record_batch(columns: dict[str, Column], schema: pa.Schema) -> pa.RecordBatch:
+    """Columns of lists by their offsets and values, of the types of the schema."""
+    arrays = [
+        pa.ListArray.from_arrays(as_arrow(offsets.astype(np.int32)), as_arrow(values))
+        for offsets, values in (columns[name] for name in schema.names)
+    ]
+    return pa.record_batch(arrays, schema=schema)
 
 
-def _schema(split: Split) -> pa.Schema:
-    types = {name: pa.from_numpy_dtype(dtype) for name, dtype in split.types.items()}
-    schema = pa.schema([(name, pa.list_(kind)) for name, kind in types.items()])
+def schema_of(types: dict[str, np.dtype]) -> pa.Schema:
+    """Columns of lists with values of these types, described in the words of `datasets` too."""
+    kinds = {name: pa.from_numpy_dtype(dtype) for name, dtype in types.items()}
+    schema = pa.schema([(name, pa.list_(kind)) for name, kind in kinds.items()])
     return schema.with_metadata(
         {"huggingface": json.dumps({"info": {"features": _features(schema)}}, sort_keys=True)}
     )

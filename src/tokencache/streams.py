@@ -50,7 +50,7 @@ class Writer:
     """
 
     def __init__(self, path: Path, schema: pa.Schema, stream: bool = False) -> None:
-        self._file = _HashedFile(path)
+        self._file = HashedFile(path)
         new = pa.ipc.new_stream if stream else pa.ipc.new_file
         self._writer = new(pa.PythonFile(self._file, mode="w"), schema)
         self._pool = ThreadPoolExecutor(1, "writer")
@@ -92,8 +92,8 @@ class Writer:
         )
 
 
-class _HashedFile(io.RawIOBase):
-    """A file that is written from start to end."""
+class HashedFile(io.RawIOBase):
+    """A file that is written from start to end; `hasher` has the BLAKE3 of what was written."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "wb", buffering=2**20)  # noqa: SIM115

@@ -25,7 +25,7 @@ import pyarrow as pa
 from .documents import SIDES
 from .errors import UserError
 from .files import read_json
-from .gather import Gatherer, SplitRows
+from .gather import Column, Gatherer, SplitRows
 from .manifest import REPAIR, wrong_sizes
 from .marks import mark_used
 from .messages import unknown
@@ -98,10 +98,13 @@ class View:
 
     def __getitems__(self, wanted: Sequence[int]) -> list[dict[str, np.ndarray]]:
         """Rows by their numbers, negative ones from the end, gathered all at once."""
-        columns = self._gather.columns(self._rows(self._numbers(wanted)))
         cut = {name: np.split(values.astype(np.int64), offsets[1:-1])
-               for name, (offsets, values) in columns.items()}  # fmt: skip
+               for name, (offsets, values) in self.columns(wanted).items()}  # fmt: skip
         return [{name: values[i] for name, values in cut.items()} for i in range(len(wanted))]
+
+    def columns(self, wanted: Sequence[int]) -> dict[str, Column]:
+        """The columns of some rows as the dataset has them, in the types that it has."""
+        return self._gather.columns(self._rows(self._numbers(wanted)))
 
     def select(self, wanted: Sequence[int]) -> View:
         """A view of some of the rows, in that order."""
@@ -210,6 +213,11 @@ class PairView:
             for source, target in zip(*sides, strict=True)
         ]
 
+    def columns(self, wanted: Sequence[int]) -> dict[str, Column]:
+        """The columns of some rows as the dataset has them, in the types that it has."""
+        sides = {"input_ids": self.source, "labels": self.target}
+        return {name: side.columns(wanted)["input_ids"] for name, side in sides.items()}
+
     def select(self, wanted: Sequence[int]) -> PairView:
         """A view of some of the rows, in that order."""
         return PairView(self.source.select(wanted), self.target.select(wanted))
@@ -241,7 +249,7 @@ def open_cache(
     cache.json says, and for a split that it lacks.
     """
     folder = Path(folder)
-    splits = _checked(folder)
+    splits = checked(folder)
     if split is not None and split not in splits:
         raise UserError(f"{folder}: {unknown(split, splits, '', what='split')}")
     mark_used(folder)
@@ -269,7 +277,7 @@ def sides_of(folder: Path, split: str) -> list[str]:
     return [f"{split}/{side}" for side in SIDES]
 
 
-def _checked(folder: Path) -> list[str]:
+def checked(folder: Path) -> list[str]:
     """The splits of a cache, whose files are as long as its cache.json says."""
     try:
         about = read_json(folder / "cache.json")

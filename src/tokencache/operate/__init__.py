@@ -17,6 +17,7 @@ VERBS = {
     "why": "which field of which key changed, and what making it will cost",
     "doctor": "what of this machine slows the work down or stops it, and the remedy",
     "env": "print settings that fit a machine, as lines to source",
+    "export": "write a cache in the format of another trainer",
     "path": "print the folder of a cache, for a script",
     "trace": "say what something was made of, and what was made of it",
     "verify": "compare all that was made with its checksums, or with Hugging Face's tokenizer",
