@@ -169,8 +169,8 @@ def test_axolotl(cache, tmp_path):
     assert sorted(found) == ["train", "validation"]
     for split, rows in found.items():
         assert set(rows.column_names) == {"input_ids", "attention_mask", "labels"}
-        ids_and_labels = [(row["input_ids"], row["labels"]) for row in rows]
-        assert ids_and_labels == documents_of(cache, split)
+        wanted = [(ids, [-100, *labels[1:]]) for ids, labels in documents_of(cache, split)]
+        assert [(row["input_ids"], row["labels"]) for row in rows] == wanted
         assert all(row["attention_mask"] == [1] * len(row["labels"]) for row in rows)
 
 

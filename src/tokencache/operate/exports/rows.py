@@ -74,8 +74,8 @@ class _DataSet:
 
 
 class Axolotl(_DataSet):
-    """A row a document: axolotl puts several into a row itself, and tells them apart by where
-    each row begins."""
+    """A row a document, for axolotl puts several into one itself. The first label of each is
+    -100: there its token would be predicted from another document."""
 
     types: ClassVar = {
         "input_ids": np.dtype(np.int32),
@@ -85,10 +85,12 @@ class Axolotl(_DataSet):
 
     def columns(self, block: Block) -> dict[str, Column]:
         ends = np.concatenate([[0], np.cumsum(block.documents())])
+        labels = block.columns["labels"][1].astype(np.int32)
+        labels[ends[:-1]] = IGNORED
         return {
             "input_ids": (ends, block.ids),
             "attention_mask": (ends, np.ones(len(block.ids), np.int8)),
-            "labels": (ends, block.columns["labels"][1]),
+            "labels": (ends, labels),
         }
 
 
