@@ -2,12 +2,23 @@
 
 import copy
 import random
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokencache.config import Training, load
+from tokencache import config_files, other_names
+from tokencache.config import (
+    Config,
+    Dataset,
+    Document,
+    Lora,
+    Model,
+    TokenizerTraining,
+    Training,
+    load,
+)
 from tokencache.errors import UserError
 from tokencache.files import key_of
 from tokencache.plan import decisive
@@ -99,7 +110,7 @@ def test_a_model_s_training_is_laid_over_the_common_one():
             "'fit' is not one of 'none' or 'best_fit'",
             {"datasets": {"a": {"files": "a", "packing": "fit"}}},
         ),
-        ("models.one.training.lr: unknown key", {"models": {"one": {"training": {"lr": 1}}}}),
+        ("models.one.training.lt: unknown key", {"models": {"one": {"training": {"lt": 1}}}}),
         ("build.0.modl: unknown key 'modl'; did you mean 'model'", {"build": [{"modl": "x"}]}),
         (
             "architecture needs model_type",
@@ -229,3 +240,58 @@ def shuffled(value, draw):
 def test_a_key_is_of_the_value_and_not_of_the_order_of_its_keys(value, draw: random.Random):
     assert key_of(shuffled(value, draw)) == key_of(value)
     assert key_of([value]) != key_of(value)
+
+
+@pytest.mark.parametrize(
+    ("message", "keys"),
+    [
+        ("cutoff_len: here it is max_length, at the top level: max_length: [2048]",
+         {"cutoff_len": 2048}),
+        ("datasets.a.sequence_len: here it is max_length, at the top level: max_length: [8]",
+         {"datasets": {"a": {"files": "a", "sequence_len": 8}}}),
+        ("datasets.a.val_set_size: here it is validation, under datasets.NAME: "
+         "validation: {fraction: 0.1}", {"datasets": {"a": {"files": "a", "val_set_size": 0.1}}}),
+        ("val_size: here it is validation, under datasets.NAME: validation: {fraction: 0.05}",
+         {"val_size": 500}),
+        ("datasets.a.packing: here it is packing: best_fit",
+         {"datasets": {"a": {"files": "a", "packing": True}}}),
+        ("sample_packing: here it is packing, under datasets.NAME: packing: best_fit",
+         {"sample_packing": True}),
+        ("train_on_inputs: here it is loss, under datasets.NAME: loss: completion or loss: "
+         "assistant", {"train_on_inputs": False}),
+        ("dataset_prepared_path: here it is cache, at the top level: cache: prepared",
+         {"dataset_prepared_path": "prepared"}),
+        ("training.micro_batch_size: here it is per_device_train_batch_size, under training: "
+         "training: {per_device_train_batch_size: 2}", {"training": {"micro_batch_size": 2}}),
+        ("training.bf16: here it is precision, under training: training: {precision: bfloat16}",
+         {"training": {"bf16": True}}),
+        ("lora_r: here it is r, under models.NAME.lora: lora: {r: 8}", {"lora_r": 8}),
+        ("learning_rate: it stands under training", {"learning_rate": 0.1}),
+        ("models.one.seed: it stands under datasets.NAME.validation or under training",
+         {"models": {"one": {"tokenizer": "t", "seed": 1}}}),
+        ("num_proc: the number of cores is given on the command line", {"num_proc": 4}),
+        ("datasets: these are named here: datasets: {NAME: {…}",
+         {"datasets": [{"path": "a.jsonl"}]}),
+    ],
+)  # fmt: skip
+def test_names_of_other_trainers_are_answered_with_those_here(message, keys):
+    refused(f"^{re.escape(message)}", **keys)
+
+
+def test_the_name_of_another_trainer_is_said_with_file_and_line(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("models: {one: {tokenizer: t}}\ndatasets: {a: {files: a}}\ncutoff_len: 64\n")
+    with pytest.raises(UserError, match=re.escape(f"{file}:3: cutoff_len: here it is max_length")):
+        load(config_files.read([file]), [file])
+
+
+def test_what_is_suggested_for_other_names_is_a_key_here():
+    places = {
+        other_names.TOP: Config, other_names.MODEL: Model, other_names.DATASET: Dataset,
+        other_names.TRAINING: Training, other_names.LORA: Lora, other_names.DOCUMENT: Document,
+        "under tokenizers.NAME": TokenizerTraining,
+    }  # fmt: skip
+    for name, (here, where, example) in other_names._NAMES.items():
+        fields = places[where].model_fields
+        assert set(here.split(" and ")) <= fields.keys() and name not in fields
+        assert example.format(1)

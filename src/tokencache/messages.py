@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -11,6 +12,9 @@ import yaml
 from pydantic import BaseModel
 
 from .errors import UserError
+from .other_names import named_here
+
+MOST_PLACES = 2  # that are named; a key that more sections have is none of a few
 
 
 def unknown(name: str, known: Any, prefix: str, what: str = "key") -> str:
@@ -55,10 +59,16 @@ def explain(problem: dict[str, Any], root: type[BaseModel]) -> tuple[tuple, str]
     if kind == "extra_forbidden":
         section = _section_at(root, location[:-1])
         known = section.model_fields if section else []
-        return location, unknown(str(location[-1]), known, "")
+        name = str(location[-1])
+        meant = named_here(name, given) or _elsewhere(name, root)
+        return location, meant or unknown(name, known, "")
     if kind == "missing":
         return location, "this key is missing"
+    if kind == "dict_type" and location in (("datasets",), ("models",)):
+        return location, f"these are named here: {location[0]}: {{NAME: {{…}}, OTHER: {{…}}}}"
     if kind == "literal_error":
+        if location[0] == "datasets" and location[2:] == ("packing",) and isinstance(given, bool):
+            return location, f"here it is packing: {'best_fit' if given else 'none'}"
         said = f"{given!r} is not one of {problem['ctx']['expected']}"
         if location[0] == "datasets" and location[2:] == ("format",) and given == "view":
             said += "; `format: view` stands at the top level, for the caches of all data sets"
@@ -68,6 +78,31 @@ def explain(problem: dict[str, Any], root: type[BaseModel]) -> tuple[tuple, str]
     if kind == "value_error" or isinstance(given, dict | list):
         return location, message
     return location, f"{message}, not {given!r}"
+
+
+def _elsewhere(name: str, root: type[BaseModel]) -> str | None:
+    """Where a key stands that is none here, if it is one elsewhere."""
+    places = [place for place, section in _sections(root, ()) if name in section.model_fields]
+    if not 0 < len(places) <= MOST_PLACES:
+        return None
+    said = ("under " + ".".join(place) if place else "at the top level" for place in places)
+    return f"it stands {' or '.join(said)}"
+
+
+def _sections(
+    section: type[BaseModel], place: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], type[BaseModel]]]:
+    """All sections of a schema with the keys that lead to them; a model's own training, which
+    has the keys of the common one, is left out."""
+    yield place, section
+    for name, field in section.model_fields.items():
+        for option in _options(field.annotation):
+            below = (*place, name)
+            if get_origin(option) is dict:
+                below, option = (*below, "NAME"), get_args(option)[-1]
+            is_section = isinstance(option, type) and issubclass(option, BaseModel)
+            if is_section and below != ("models", "NAME", "training"):
+                yield from _sections(option, below)
 
 
 class _Loader(yaml.SafeLoader):
