@@ -12,13 +12,13 @@ from tokencache import config_files, other_names
 from tokencache.config import (
     Config,
     Dataset,
-    Document,
     Lora,
     Model,
     TokenizerTraining,
     Training,
     load,
 )
+from tokencache.dataset_config import Document
 from tokencache.errors import UserError
 from tokencache.files import key_of
 from tokencache.plan import decisive
@@ -29,6 +29,7 @@ BASE = {
     "datasets": {"a": {"files": "a.jsonl"}, "b": {"files": ["b.jsonl"]}},
     "max_length": [8, 16],
 }
+TEXT = {"files": "a.jsonl", "document": {"text": "text"}}
 
 
 def made(**keys):
@@ -100,8 +101,13 @@ def test_a_model_s_training_is_laid_over_the_common_one():
         ("give files, or hub", {"datasets": {"a": {}}}),
         ("prompt and completion go together", {"datasets": {"a": {"document": {"prompt": "x"}}}}),
         ("give one of: text;", {"datasets": {"a": {"document": {"text": "x", "messages": "y"}}}}),
-        ("loss: completion needs", {"datasets": {"a": {"files": "a", "loss": "completion"}}}),
-        ("loss: assistant needs", {"datasets": {"a": {"files": "a", "loss": "assistant"}}}),
+        ("loss: completion needs", {"datasets": {"a": TEXT | {"loss": "completion"}}}),
+        ("loss: assistant needs", {"datasets": {"a": TEXT | {"loss": "assistant"}}}),
+        (
+            "roles_to_train needs loss: assistant",
+            {"datasets": {"a": TEXT | {"roles_to_train": "user"}}},
+        ),
+        ("train_on_eos: false needs loss", {"datasets": {"a": TEXT | {"train_on_eos": False}}}),
         (
             "give one of: fraction",
             {"datasets": {"a": {"files": "a", "validation": {"fraction": 0.1, "files": "b"}}}},

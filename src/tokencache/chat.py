@@ -8,7 +8,7 @@ Llama's templates fall back to.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,20 +18,10 @@ import jinja2
 from jinja2 import meta, nodes
 from jinja2.ext import Extension, LoopControlExtension
 
+from .conversations import conversation, tool_list
 from .errors import UserError
 
 Span = tuple[int, int]  # characters [start, stop) of a text
-
-# The fields of ShareGPT's {from, value} in the words of {role, content}.
-SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "function": "tool",
-}
 
 # Written out: strftime would answer in the language of the machine.
 _TODAY = {
@@ -119,69 +109,20 @@ def _marks(tree: nodes.Node) -> bool:
     return any(not (scope.body and isinstance(scope.body[0], escape)) for scope in scopes)
 
 
-def conversation(value: Any) -> list[dict[str, Any]]:
-    """A row's messages as {role, content, …}, without the keys that are null.
-
-    Takes {role, content} and ShareGPT's {from, value}. Raises UserError for
-    anything else, naming the message by its number, from 1.
-    """
-    if not isinstance(value, list) or not value:
-        said = "an empty list" if value == [] else _kind(value)
-        raise UserError(f"the messages are {said}; needed is a list of {{role, content}}")
-    return [_message(message, number) for number, message in enumerate(value, start=1)]
-
-
-def _message(message: Any, number: int) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise UserError(f"message {number} is {_kind(message)}; needed is {{role, content}}")
-    message = {key: value for key, value in message.items() if value is not None}
-    if "role" not in message and "from" in message:
-        message = _from_sharegpt(message, number)
-    if not isinstance(message.get("role"), str):
-        keys = ", ".join(map(str, message)) or "none"
-        raise UserError(f"message {number} has no role; its keys: {keys}")
-    return message
-
-
-def _from_sharegpt(message: dict[str, Any], number: int) -> dict[str, Any]:
-    role = message.pop("from")
-    if not isinstance(role, str) or role not in SHAREGPT_ROLES:
-        raise UserError(
-            f"message {number} is from {role!r}; known are {', '.join(SHAREGPT_ROLES)} "
-            "(write {role, content} for other roles)"
-        )
-    if "value" in message:
-        message["content"] = message.pop("value")
-    return {"role": SHAREGPT_ROLES[role], **message}
-
-
-def tool_list(value: Any) -> list[dict[str, Any]] | None:
-    """A row's tools as a list of JSON schemas; text is read as JSON; an empty list is none.
-
-    Raises UserError for anything else.
-    """
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise UserError(f"the tools are text that is no JSON: {error}") from None
-    if value is None or value == []:
-        return None
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise UserError(f"the tools are {_kind(value)}; needed is a list of JSON schemas")
-    return value
-
-
-def _kind(value: Any) -> str:
-    """What a JSON value is, for a message to the user."""
-    names = {str: "text", list: "a list", dict: "a mapping", bool: "true or false"}
-    return "null" if value is None else names.get(type(value), "a number")
-
-
 class Chat:
-    """One chat template and its special tokens; `spans` says whether to look for the assistant."""
+    """One chat template and its special tokens; `spans` says whether to look for the assistant.
 
-    def __init__(self, template: str, special_tokens: dict[str, str], spans: bool) -> None:
+    roles: whose messages are trained on; eos: whether the end of such a message is, too.
+    """
+
+    def __init__(
+        self,
+        template: str,
+        special_tokens: dict[str, str],
+        spans: bool,
+        roles: Sequence[str] = ("assistant",),
+        eos: bool = True,
+    ) -> None:
         # Imported here: it takes a second, and most commands render nothing.
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -191,28 +132,31 @@ class Chat:
         if "strftime_now" in self._about.variables:
             self._template = _CLOCK + template
         self._special_tokens = special_tokens
-        self._spans = spans
+        self._spans, self._roles, self._eos = spans, set(roles), eos
+        # What marks in the template say is what the assistant says, whole.
+        self._by_marks = self._about.generation and self._roles == {"assistant"} and eos
 
     @property
     def template(self) -> str:
         """The template's source as it is rendered, with the date that it is told."""
         return self._template
 
-    def document(self, messages: Any, tools: Any) -> tuple[str, list[Span] | None]:
+    def document(self, messages: Any, tools: Any, first: int = 0) -> tuple[str, list[Span] | None]:
         """One row's text, and the spans that the assistant says (None where not looked for).
 
-        Raises UserError (without file and row, which the caller knows) for messages
-        or tools of another shape, for a template that refuses them, and where it can't
-        be known what the assistant says.
+        first: the number of the first message that may be trained on. Raises UserError
+        (without file and row, which the caller knows) for messages or tools of another
+        shape, for a template that refuses them, and where it can't be known what the
+        assistant says.
         """
         chat, tools = conversation(messages), tool_list(tools)
         if not self._spans:
             return self._render(chat, tools)[0], None
-        if self._about.generation:
+        if self._by_marks and not any(m["role"] in self._roles for m in chat[:first]):
             text, found = self._render(chat, tools, mark=True)
             return text, [(start, stop) for start, stop in found if start < stop]
         text, _ = self._render(chat, tools)
-        return text, self._by_prefixes(text, chat, tools)
+        return text, self._by_prefixes(text, chat, tools, first)
 
     def _render(
         self, chat: list[dict], tools: list[dict] | None, prompt: bool = False, mark: bool = False
@@ -234,19 +178,21 @@ class Chat:
             ) from None
         return texts[0], spans[0] if mark else []
 
-    def _by_prefixes(self, text: str, chat: list[dict], tools: list[dict] | None) -> list[Span]:
+    def _by_prefixes(
+        self, text: str, chat: list[dict], tools: list[dict] | None, first: int
+    ) -> list[Span]:
         """Spans of a template that marks nothing: what each assistant message adds to the text.
 
         Two renders a message of the assistant's, less one for a last message.
         """
         spans = []
         for number, message in enumerate(chat):
-            if message["role"] != "assistant":
+            if message["role"] not in self._roles or number < first:
                 continue
             try:
                 last = number == len(chat) - 1
                 upto = text if last else self._render(chat[: number + 1], tools)[0]
-                start = self._start(chat[:number], tools, upto)
+                start = self._start(chat[:number], message, tools, upto)
             except UserError as error:
                 raise _untraceable(number, str(error)) from None
             if not text.startswith(upto):
@@ -254,18 +200,48 @@ class Chat:
             if start is None:
                 raise _untraceable(number, "the template rewrites what stands before it")
             # The newline after the end token starts the next turn: nobody generates it.
-            stop = len(upto.rstrip())
+            stop = len(upto.rstrip()) if self._eos else _end(upto, start, message, number)
             if start < stop:
                 spans.append((start, stop))
         return spans
 
-    def _start(self, before: list[dict], tools: list[dict] | None, upto: str) -> int | None:
+    def _start(
+        self, before: list[dict], message: dict, tools: list[dict] | None, upto: str
+    ) -> int | None:
         """Where the message that ends `upto` begins, its header left out where that is known."""
+        if message["role"] != "assistant":
+            prefix = self._render(before, tools)[0] if before else ""
+            if not upto.startswith(prefix):
+                return None
+            found = _place(upto, len(prefix), message)
+            return len(prefix) if found is None else found[0]
         for prompt in (True, False):
             prefix, _ = self._render(before, tools, prompt=prompt)
             if upto.startswith(prefix):
                 return len(prefix)
         return None
+
+
+def _place(text: str, start: int, message: dict[str, Any]) -> Span | None:
+    """Where a message's own words stand last in a text, if they do as they are or trimmed."""
+    content = message.get("content")
+    if isinstance(content, str):
+        for words in (content, content.strip()):
+            at = text.rfind(words, start)
+            if at >= 0:
+                return at, at + len(words)
+    return None
+
+
+def _end(text: str, start: int, message: dict[str, Any], number: int) -> int:
+    """Where the words of a message end and the tokens that end its turn begin."""
+    found = None if message.get("tool_calls") else _place(text, start, message)
+    if found is None:
+        raise UserError(
+            f"train_on_eos: false: it can't be told where message {number + 1} ends and its end "
+            "token begins, for it calls tools or the template rewrites it; take train_on_eos: true"
+        )
+    return found[1] if message["content"] else start
 
 
 def _untraceable(number: int, why: str) -> UserError:

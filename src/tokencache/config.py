@@ -6,18 +6,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from .config_files import sized
+from .dataset_config import Dataset
 from .errors import UserError
-from .fields import Bytes, Folder, Length, Names, OneOrMore, Switch
+from .fields import Bytes, Folder, Length, Names, OneOrMore, Section, Switch
 from .messages import check_files, explain, line_of, unknown
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
@@ -28,107 +22,6 @@ RESERVED = {
     "pack", "pack_part", "train", "images", "build_image", "sources", "tokenizers", "tokens",
     "quarantine",
 }  # fmt: skip
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Document(Section):
-    """How a row becomes a document: exactly one of text, prompt + completion, messages,
-    or source + target, which are a document each.
-
-    `text`, `prompt`, `completion`, `source` and `target` are a column's name, or a template
-    with {column} in it; {bos_token} and {eos_token} stand for the tokenizer's own.
-    """
-
-    text: str | None = None
-    prompt: str | None = None
-    completion: str | None = None
-    source: str | None = None
-    target: str | None = None
-    messages: str | None = None
-    tools: str | None = None
-    chat_template: str | None = None
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Document:
-        forms = [self.text is not None, self.messages is not None]
-        forms.append(self.prompt is not None or self.completion is not None)
-        forms.append(self.is_pair)
-        if sum(forms) != 1:
-            raise ValueError(
-                "give one of: text; prompt and completion; source and target; messages"
-            )
-        if (self.prompt is None) != (self.completion is None):
-            raise ValueError("prompt and completion go together")
-        if (self.source is None) != (self.target is None):
-            raise ValueError("source and target go together")
-        if self.messages is None and (self.chat_template or self.tools):
-            raise ValueError("chat_template and tools go with messages")
-        return self
-
-    @property
-    def is_pair(self) -> bool:
-        """Whether a row is a text and its translation, for encoder-decoder models."""
-        return self.source is not None or self.target is not None
-
-
-class Validation(Section):
-    """What is kept for validation: a fraction of the documents, other files, or a hub split."""
-
-    fraction: float | None = Field(None, ge=0, lt=1)
-    seed: int = 42
-    files: Names | None = None
-    split: str | None = None
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Validation:
-        if sum(v is not None for v in (self.fraction, self.files, self.split)) != 1:
-            raise ValueError("give one of: fraction (with seed); files; split")
-        return self
-
-
-Format = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "text"]
-
-
-class Dataset(Section):
-    files: Names | None = None
-    hub: str | None = None
-    name: str | None = None
-    split: str = "train"
-    num_shards: int = Field(8, ge=1, le=100_000)
-    format: Format = "auto"
-    sample_by: Literal["line", "paragraph", "document"] = "line"
-    columns: dict[str, str] = {}
-    document: Document = Document(text="text")
-    loss: Literal["all", "completion", "assistant"] = "all"
-    overflow: Literal["truncate", "split", "drop"] = "truncate"
-    packing: Literal["none", "best_fit"] = "none"
-    validation: Validation | None = Validation(fraction=0.05)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Dataset:
-        if (self.files is None) == (self.hub is None):
-            raise ValueError("give files, or hub (a hub id with its commit, or a folder)")
-        if self.loss == "completion" and self.document.completion is None:
-            raise ValueError("loss: completion needs document: {prompt: …, completion: …}")
-        if self.loss == "assistant" and self.document.messages is None:
-            raise ValueError("loss: assistant needs document: {messages: …}")
-        if self.document.is_pair and self.packing != "none":
-            raise ValueError(
-                f"packing: {self.packing} is not for document: {{source: …, target: …}}, of which "
-                "each pair is a row; set packing: none"
-            )
-        if self.document.is_pair and self.overflow == "split":
-            raise ValueError(
-                "overflow: split would part a source from its target; take truncate or drop"
-            )
-        if self.validation and self.validation.split and self.hub is None:
-            raise ValueError("validation: {split: …} needs hub; files need validation: {files: …}")
-        if self.validation and self.validation.files and self.hub is not None:
-            raise ValueError("validation: {files: …} needs files; for a hub data set give a split")
-        return self
 
 
 class TokenizerTraining(Section):
@@ -142,7 +35,7 @@ class TokenizerTraining(Section):
     eos_token: str = "<|endoftext|>"
     pad_token: str = "<|pad|>"
     unk_token: str | None = None
-    special_tokens: list[str] = []
+    special_tokens: list[str] = Field([])
     lowercase: bool = False
     chat_template: str | None = None
 
@@ -213,8 +106,8 @@ class Lora(Section):
     r: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: Names = ["all-linear"]
-    modules_to_save: Annotated[list[str], OneOrMore] = []
+    target_modules: Names = Field(["all-linear"])
+    modules_to_save: Annotated[list[str], OneOrMore] = Field([])
     use_rslora: bool = False
     merge: bool = False
 
@@ -251,9 +144,11 @@ class Model(Section):
 
 
 class Combination(Section):
-    model: Names = ["all"]
-    dataset: Names = ["all"]
-    max_length: Annotated[list[Length | Literal["all"]], OneOrMore, Field(min_length=1)] = ["all"]
+    model: Names = Field(["all"])
+    dataset: Names = Field(["all"])
+    max_length: Annotated[list[Length | Literal["all"]], OneOrMore, Field(min_length=1)] = Field(
+        ["all"]
+    )
 
 
 class Containers(Section):
@@ -276,7 +171,7 @@ class Config(Section):
     cache: Folder = "cache"
     results: Folder = "results"
     shard_size: Bytes = 64 * 2**20
-    tokenizers: dict[str, TokenizerTraining] = {}
+    tokenizers: dict[str, TokenizerTraining] = Field({})
     models: dict[str, Model] = Field(min_length=1)
     datasets: dict[str, Dataset] = Field(min_length=1)
     max_length: Annotated[list[Length], OneOrMore, Field(min_length=1)]

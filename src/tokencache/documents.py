@@ -13,19 +13,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from . import machine, sources
+from .conversations import of_row, role_of
 from .errors import UserError
 from .readers import as_numpy, as_texts
 from .sources import Piece
 
 if TYPE_CHECKING:
     from .chat import Span
-    from .config import Dataset
+    from .dataset_config import Dataset, Document
 
 # Raise when a row of the same recipe gives another text or other spans than before:
 # the version is part of every recipe's key, so what is cached is then made anew.
 RECIPE_VERSION = 1
 
 SIDES = ("source", "target")
+
+# As in Stanford's Alpaca, with and without an input.
+_ALPACA = {
+    "prompt_with_input": "Below is an instruction that describes a task, paired with an input that "
+    "provides further context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
+    "prompt": "Below is an instruction that describes a task. Write a response that appropriately "
+    "completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n",
+}
 
 # A template's parts in order: text as it is, or {"column": its name in the files}.
 Parts = list[str | dict[str, str]]
@@ -96,19 +106,30 @@ def recipe(
     """
     document, rename = dataset.document, dataset.columns
     made: dict[str, Any] = {"version": RECIPE_VERSION, "loss": dataset.loss}
-    made["add_special_tokens"] = document.messages is None  # chat templates write their own
-    if document.messages is not None:
-        column = rename.get(document.messages, document.messages)
-        made |= {"form": "messages", "messages": column}
+    made["add_special_tokens"] = not document.is_chat  # chat templates write their own
+    if not dataset.train_on_eos:
+        made["train_on_eos"] = False
+    if document.is_chat:
+        made |= {"form": "messages", **_conversation_columns(document, rename)}
         try:
             return made | _chat_parts(dataset, chat_template, special_tokens)
         except UserError as error:
-            raise UserError(f"document.messages: {error}") from None
+            key = "messages" if document.messages else "style"
+            raise UserError(f"document.{key}: {error}") from None
+    names = (side,) if side else ("text", "prompt", "completion", "instruction", "input", "output")
     parts = {
         key: _parts(value, f"document.{key}", rename, special_tokens)
-        for key in ((side,) if side else ("text", "prompt", "completion"))
+        for key in names
         if (value := getattr(document, key)) is not None
     }
+    if document.instruction is not None:
+        parts = _alpaca(parts)
+    end = special_tokens.get("eos_token")
+    last = parts["completion"][-1:] if not dataset.train_on_eos else []
+    if end and last and isinstance(last[0], str) and last[0].endswith(end):
+        made["untrained_end"] = len(end)
+    if "input" in parts:  # which of two prompts it is differs by row
+        return made | {"form": "alpaca", **parts}
     if dataset.loss == "completion":
         made |= {"form": "prompt_completion", **parts}
     else:  # where all is trained on, it makes no difference where the prompt ends
@@ -116,6 +137,32 @@ def recipe(
     if not needed_columns(made):
         keys = " and ".join(f"document.{key}" for key in parts)
         raise UserError(f"{keys}: no column is named; write one as {{column}}")
+    return made
+
+
+def _alpaca(parts: dict[str, Parts]) -> dict[str, Parts]:
+    """Instruction and output as prompt and completion; of rows with an input, another prompt."""
+    made = {"completion": parts["output"]}
+    for key, template in _ALPACA.items():
+        if key == "prompt" or "input" in parts:
+            made[key] = []
+            for literal, name, _, _ in Formatter().parse(template):
+                made[key] += [literal, *(parts[name] if name else [])]
+            made[key] = _merged(made[key])
+    return made | ({"input": parts["input"]} if "input" in parts else {})
+
+
+def _conversation_columns(document: Document, rename: dict[str, str]) -> dict[str, Any]:
+    """Which columns of a row its conversation is made of."""
+    made: dict[str, Any] = {}
+    if document.messages is not None:
+        columns = [rename.get(name, name) for name in document.messages]
+        made["messages"] = columns[0] if len(columns) == 1 else columns
+    for key in ("instruction", "input", "output", "system"):
+        if (name := getattr(document, key)) is not None:
+            if "{" in name:
+                raise UserError(f"document.{key}: of a conversation it is a column, no template")
+            made[key] = rename.get(name, name)
     return made
 
 
@@ -130,7 +177,7 @@ def _chat_parts(
     from . import chat  # with Jinja, which most data sets don't need
 
     about = chat.inspect(template)
-    if dataset.loss == "assistant" and about.hidden:
+    if dataset.loss != "all" and about.hidden:
         raise UserError(
             "the chat template has {% generation %} in a macro, where transformers finds wrong "
             "places; move it out of the macro (models.NAME.chat_template), or take loss: all"
@@ -138,6 +185,9 @@ def _chat_parts(
     made: dict[str, Any] = {"chat_template": template}
     used = {k: v for k, v in special_tokens.items() if k in about.variables and v is not None}
     made["special_tokens"] = used
+    roles = sorted({role_of(name) for name in dataset.roles_to_train})
+    if roles != ["assistant"]:
+        made["roles_to_train"] = roles
     tools = dataset.document.tools
     if tools is not None and "tools" in about.variables:
         made["tools"] = dataset.columns.get(tools, tools)
@@ -193,9 +243,12 @@ def _merged(parts: Parts) -> Parts:
 def needed_columns(recipe: dict[str, Any]) -> list[str]:
     """The columns of the files that a recipe reads, each once."""
     if recipe["form"] == "messages":
-        names = [recipe[key] for key in ("messages", "tools") if key in recipe]
+        keys = ("messages", "instruction", "input", "output", "system", "tools")
+        found = [recipe[key] for key in keys if key in recipe]
+        names = [name for one in found for name in ([one] if isinstance(one, str) else one)]
     else:
-        sides = [recipe.get(key, []) for key in ("text", "prompt", "completion")]
+        keys = ("text", "prompt", "prompt_with_input", "input", "completion")
+        sides = [recipe.get(key, []) for key in keys]
         names = [p["column"] for side in sides for p in side if isinstance(p, dict)]
     return list(dict.fromkeys(names))
 
@@ -225,11 +278,19 @@ def _texts(recipe: dict[str, Any], table: pa.Table) -> Iterator[Batch]:
         for rows in _slices(table, recipe["text"]):
             yield Batch(_joined(rows, recipe["text"]), None)
         return
-    for rows in _slices(table, recipe["prompt"] + recipe["completion"]):
+    longest = recipe.get("prompt_with_input", recipe["prompt"])
+    for rows in _slices(table, longest + recipe["completion"]):
         prompts = _joined(rows, recipe["prompt"])
+        if "input" in recipe:
+            given = pc.not_equal(_joined(rows, recipe["input"]), "")
+            prompts = pc.if_else(given, _joined(rows, recipe["prompt_with_input"]), prompts)
         texts = _join([prompts, _joined(rows, recipe["completion"])])
+        if recipe["loss"] == "all":
+            yield Batch(texts, None)
+            continue
         sides = [as_numpy(pc.utf8_length(side)) for side in (prompts, texts)]
         ranges = np.stack(sides, axis=1).astype(np.int64)
+        ranges[:, 1] -= recipe.get("untrained_end", 0)
         some = ranges[:, 0] < ranges[:, 1]
         offsets = np.concatenate([[0], np.cumsum(some)]).astype(np.int64)
         yield Batch(texts, Spans(ranges[some], offsets))
@@ -282,8 +343,9 @@ def _conversations(recipe: dict[str, Any], piece: Piece, shard_key: str) -> Iter
 
     chosen = machine.settings()
     most, most_rows = chosen.mode.batch_bytes, chosen.rows.amount
-    assistant = recipe["loss"] == "assistant"
-    template = chat.Chat(recipe["chat_template"], recipe["special_tokens"], assistant)
+    masked = recipe["loss"] != "all"
+    roles, eos = recipe.get("roles_to_train", ["assistant"]), recipe.get("train_on_eos", True)
+    template = chat.Chat(recipe["chat_template"], recipe["special_tokens"], masked, roles, eos)
     texts: list[str] = []
     spans: list[list[Span]] = []
     row = size = 0
@@ -292,17 +354,18 @@ def _conversations(recipe: dict[str, Any], piece: Piece, shard_key: str) -> Iter
             row += 1
             try:
                 tools = values.get(recipe.get("tools"))
-                text, found = template.document(values.get(recipe["messages"]), tools)
+                messages, first = of_row(recipe, values)
+                text, found = template.document(messages, tools, first)
                 size += _bytes(text)
             except UserError as error:
                 raise UserError(f"{_where(piece, row)}: {error}") from None
             texts.append(text)
             spans.append(found or [])
             if size >= most or len(texts) >= most_rows:
-                yield Batch(as_texts(texts), Spans.of(spans) if assistant else None)
+                yield Batch(as_texts(texts), Spans.of(spans) if masked else None)
                 texts, spans, size = [], [], 0
     if texts:
-        yield Batch(as_texts(texts), Spans.of(spans) if assistant else None)
+        yield Batch(as_texts(texts), Spans.of(spans) if masked else None)
 
 
 def _where(piece: Piece, row: int) -> str:

@@ -38,6 +38,11 @@ class Source:
     compression: str | None
     sample_by: str
 
+    @property
+    def sampling(self) -> str | None:
+        """What is a row, where that is a choice."""
+        return self.sample_by if self.format == "text" else None
+
 
 @dataclass(frozen=True)
 class Piece:

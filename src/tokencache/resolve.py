@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from . import batches, chat, documents, fingerprint, sources, tokenizers, train_tokenizer
+from . import batches, chat, documents, fingerprint, recognize, sources, tokenizers, train_tokenizer
 from .config import Config, Dataset, TokenizerTraining
 from .errors import UserError
 from .files import key_of
@@ -48,6 +48,8 @@ class _Resolver:
         self.tokenizers: dict[str, dict[str, Any]] = {}
         self.fetches: dict[str, dict[str, Any]] = {}
         self._dataset_shards: dict[str, dict[str, list[str]]] = {}
+        self._datasets: dict[str, Dataset] = {}
+        self._first_source: dict[str, sources.Source] = {}
         self._facts: dict[tuple[str, bool], dict[str, Any]] = {}
         self._identities: dict[Reference, list[Any]] = {}
 
@@ -84,6 +86,17 @@ class _Resolver:
             self._dataset_shards[name] = found(name, dataset)
         return self._dataset_shards[name]
 
+    def dataset(self, name: str) -> Dataset:
+        """A data set's section; its `document` by its columns, where nothing says it."""
+        if name not in self._datasets:
+            found = self.config.datasets[name]
+            if found.is_to_be_recognized:
+                self.shards_of(name)
+                there = self.columns[name, "train"]
+                found = recognize.recognized(name, found, there, self._first_source[name])
+            self._datasets[name] = found
+        return self._datasets[name]
+
     def _file_shards(self, name: str, dataset: Dataset) -> dict[str, list[str]]:
         splits = {"train": (f"datasets.{name}.files", dataset.files)}
         if dataset.validation and dataset.validation.files:
@@ -97,6 +110,7 @@ class _Resolver:
             if not any(cuts):
                 raise UserError(f"{key}: the data set is empty: {_files(flat)} hold no data")
             self.columns[name, split] = list(dict.fromkeys(c for names in columns for c in names))
+            self._first_source.setdefault(name, flat[0])
             by_source = dict(zip(flat, cuts, strict=True))
             ordered = []
             for group in groups:
@@ -107,7 +121,7 @@ class _Resolver:
 
     def _shard(self, shard: Shard) -> str:
         source = shard.piece.source
-        name = key_of([shard.key, source.format, source.compression, _sampling(source)])
+        name = key_of([shard.key, source.format, source.compression, source.sampling])
         self.shards[name] = asdict(source) | {
             "key": shard.key,
             "start": shard.piece.start,
@@ -206,7 +220,7 @@ class _Resolver:
             raise UserError(f"tokenizers.{name}.{error}") from None
         texts = []
         for dataset_name in settings.dataset:
-            dataset = self.config.datasets[dataset_name].model_copy(update={"loss": "all"})
+            dataset = self.dataset(dataset_name).model_copy(update={"loss": "all"})
             where = f"tokenizers.{name}"
             template = chat.template_text(dataset.document.chat_template)
             used = facts | ({"chat_template": template} if template is not None else {})
@@ -236,7 +250,7 @@ class _Resolver:
             recipe = documents.recipe(dataset, *about, side)
         except UserError as error:
             raise UserError(f"datasets.{name} for {where}: {error}") from None
-        for split, files in _files_of(dataset).items():
+        for split, files in dataset.files_by_split.items():
             there = self.columns.get((name, split))
             for column in documents.needed_columns(recipe):
                 if there and column not in there:
@@ -252,7 +266,7 @@ class _Resolver:
         """The token shards of a data set (of its source or target, where it has these) for a
         model: the same set for models that share a tokenizer (and, for chat, a template)."""
         if (model, name, side) not in self._token_set_of:
-            facts, dataset = self.facts_of(model), self.config.datasets[name]
+            facts, dataset = self.facts_of(model), self.dataset(name)
             facts = facts | {"chat_template": self._chat_template(model, dataset)}
             recipe = self._recipe(f"models.{model}", name, dataset, facts, side)
             made_of = (facts["key"], recipe, name)
@@ -283,10 +297,10 @@ class _Resolver:
     # Caches and runs
 
     def _cache(self, model: str, name: str, max_length: int) -> tuple[str, dict[str, Any]]:
-        dataset = self.config.datasets[name]
+        dataset = self.dataset(name)
         facts = self.facts_of(model)
         specials = len(facts["prefix"]) + len(facts["suffix"])
-        if dataset.document.messages is None and max_length <= specials:
+        if not dataset.document.is_chat and max_length <= specials:
             raise UserError(
                 f"max_length: {max_length} leaves no room for text: the tokenizer of {model!r} "
                 f"adds {specials} special tokens to each document"
@@ -347,7 +361,7 @@ class _Resolver:
         lora = settings.lora and settings.lora.model_dump()
         if lora:
             initial = [*initial, "lora", lora]
-        template = self._chat_template(model, self.config.datasets[cache["dataset"]])
+        template = self._chat_template(model, self.dataset(cache["dataset"]))
         settled = decisive(training, cache["packing"] != "none")
         # Both formats of a cache give the same batches, and so the same weights.
         key = key_of(["run", RUN_VERSION, cache["rows_key"], initial, template, settled])
@@ -365,7 +379,7 @@ class _Resolver:
             "weights": weights.model_dump() if weights else None,
             "weights_identity": identity,
             "weights_folder": self._weights_folder(model, weights, identity),
-            "pairs": self.config.datasets[cache["dataset"]].document.is_pair,
+            "pairs": self.dataset(cache["dataset"]).document.is_pair,
             "lora": lora,
             "architecture": settings.architecture,
             "trust_remote_code": settings.trust_remote_code,
@@ -384,15 +398,5 @@ class _Resolver:
         return folder
 
 
-def _sampling(source: sources.Source) -> str | None:
-    return source.sample_by if source.format == "text" else None
-
-
 def _files(found: list[sources.Source]) -> str:
     return ", ".join(source.path for source in found[:3]) + (", …" if len(found) > 3 else "")
-
-
-def _files_of(dataset: Dataset) -> dict[str, list[str]]:
-    """The files of each split, as config.yaml names them."""
-    validation = dataset.validation.files if dataset.validation else None
-    return {"train": dataset.files or [], "validation": validation or []}

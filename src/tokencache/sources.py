@@ -190,6 +190,18 @@ def digest(piece: Piece) -> str:
             return _Hashed(file, piece).digest()
 
 
+def first_row(source: Source, columns: list[str]) -> dict[str, Any]:
+    """The values of some columns in its first row, of any kind; none of an empty file."""
+    with _named_errors(source), open(source.path, "rb") as file:
+        if source.format in COLUMNAR:
+            piece, stream = Piece(source, 0, min(1, len(units(source)))), None
+        else:
+            piece = Piece(source, 0, os.stat(source.path).st_size)
+            stream = readers.decompressed(source, file)
+        rows = next(_rows(piece, columns, stream), [])
+        return rows[0] if rows else {}
+
+
 # Reading
 
 

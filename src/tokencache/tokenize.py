@@ -251,7 +251,7 @@ class _Shard:
         if before:
             mine = some[spans.ranges[spans.offsets[some], 0] == 0]
             parts.append(Runs(mine, mine * 0, mine * 0 + before))
-        if after:
+        if after and self.recipe.get("train_on_eos", True):
             sizes = as_numpy(pc.utf8_length(texts))
             mine = some[spans.ranges[spans.offsets[some + 1] - 1, 1] == sizes[some]]
             ends = np.diff(offsets)[mine]
