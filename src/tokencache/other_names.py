@@ -59,6 +59,18 @@ _add("text", DOCUMENT, "document: {{text: {}}}", "text_column", "dataset_text_fi
      "field", "content_key")  # fmt: skip
 _add("messages", DOCUMENT, "document: {{messages: {}}}", "field_messages", "messages_column",
      "conversations", "conversation", "chat")  # fmt: skip
+_add("system", DOCUMENT, "document: {{messages: messages, system: {}}}", "field_system",
+     "system_column")  # fmt: skip
+_add("tools", DOCUMENT, "document: {{messages: messages, tools: {}}}", "field_tools",
+     "tools_column")  # fmt: skip
+_add("instruction", DOCUMENT, "document: {{instruction: {}, output: output}}",
+     "field_instruction", "query")  # fmt: skip
+_add("output", DOCUMENT, "document: {{instruction: instruction, output: {}}}", "field_output",
+     "response", "answer")  # fmt: skip
+_add("roles_to_train", DATASET, "roles_to_train: [assistant]", "roles", "train_on",
+     "message_field_training", "train_on_roles")  # fmt: skip
+_add("train_on_eos", DATASET, "train_on_eos: true", "train_on_eot", "efficient_eos",
+     "append_eos", "train_on_end")  # fmt: skip
 _add("validation", DATASET, "validation: {{fraction: {}}}", "val_size", "test_size", "eval_size",
      "val_set_size", "validation_split", "eval_split", "dev_size")  # fmt: skip
 _add("packing", DATASET, "packing: best_fit", "sample_packing", "pack_sequences", "neat_packing",
