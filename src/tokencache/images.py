@@ -20,7 +20,6 @@ from .errors import UserError
 from .files import hash_file, key_of, published, read_json, write_json
 from .fingerprint import Index, file_digests
 from .manifest import beside
-from .plan import INDEX, Plan
 from .plan import INDEX, Plan, progress_path
 from .progress import growing
 from .progress_files import reporting

@@ -14,8 +14,8 @@ from .. import __version__
 from ..errors import UserError
 from ..files import published, read_json, write_json
 from ..inventory import CACHE_FILE
+from ..manifest import contents
 from ..messages import unknown
-from ..pack import contents
 from ..progress import Progress
 from ..view import checked
 from .blocks import Block, blocks
@@ -58,7 +58,7 @@ def _folder(arguments: argparse.Namespace) -> Path:
         raise UserError(
             f"{' '.join(words)}: give MODEL DATASET MAX_LENGTH, or the folder of a cache"
         )
-    return cache_of(config_of(arguments), words[0], words[1], int(words[2]))
+    return Path(cache_of(config_of(arguments), words[0], words[1], int(words[2]))[1])
 
 
 def export(
