@@ -18,7 +18,7 @@ from training import (
 )
 from transformers import AutoModelForCausalLM
 
-from tokencache import models
+from tokencache import attention, models
 from tokencache.collate import Collator
 from tokencache.errors import UserError
 
@@ -70,9 +70,9 @@ def test_the_check_of_packing_sees_the_mask_that_spoils_it(packed_cache, tokeniz
     run = make_run(packed_cache, tokenizer)
     vocab = models.vocabulary(tokenizer)
     model = models.load(run, vocab)
-    assert models.check_packing(model, run, Collator(vocab.pad, MAX_LENGTH, True)) < 1e-4
+    assert attention.check_packing(model, run, Collator(vocab.pad, MAX_LENGTH, True)) < 1e-4
     with pytest.raises(UserError, match="packing: none"):
-        models.check_packing(model, run, WithMask(vocab.pad, MAX_LENGTH, True))
+        attention.check_packing(model, run, WithMask(vocab.pad, MAX_LENGTH, True))
 
 
 def test_weights_that_do_not_fit(cache, tokenizer, tmp_path):

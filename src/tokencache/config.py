@@ -76,6 +76,10 @@ class Training(Section):
     max_grad_norm: float = Field(1.0, ge=0)
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     tf32: bool | None = None
+    attn_implementation: Literal[
+        "auto", "eager", "sdpa", "sdpa_per_document", "varlen", "flash_attention_2",
+        "flash_attention_3", "flex_attention",
+    ] = "auto"  # fmt: skip
     gradient_checkpointing: bool = False
     torch_compile: bool = False
     dataloader_num_workers: int | None = Field(None, ge=0)

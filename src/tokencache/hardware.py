@@ -74,18 +74,6 @@ def choose(training: dict[str, Any]) -> Hardware:
     return Hardware(name, precision, tf32, workers, peak(name) if cuda else None, lines)
 
 
-def attention(implementation: str, training: dict[str, Any]) -> str:
-    """How attention, in the words of transformers, and the layers around it are computed."""
-    said = "this architecture has no other"
-    if implementation == "sdpa":
-        said = "PyTorch's own kernels, on CPU and GPU"
-    if training["torch_compile"]:
-        said += "; the model is compiled, as training.torch_compile says"
-    if training["gradient_checkpointing"]:
-        said += "; activations are computed twice, as training.gradient_checkpointing says"
-    return f"{implementation}: {said}"
-
-
 def peak_memory() -> int:
     """Bytes: of the GPU's memory where there is one, else of this process's."""
     if torch.cuda.is_available():

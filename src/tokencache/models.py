@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
@@ -23,7 +22,6 @@ from transformers import (
 
 from . import manifest
 from . import tokenizers as own_tokenizers
-from .collate import COUNTS, Collator
 from .errors import UserError
 from .fingerprint import check_identity
 
@@ -33,10 +31,6 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 # Keys that transformers takes for many architectures and rewrites.
 REWRITTEN = {"rope_theta", "rope_scaling", "partial_rotary_factor", "torch_dtype", "dtype"}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-# Packed logits differ from the documents' own by 1e-6 of their spread where documents are
-# kept apart, and by more than 1 where they are not.
-PACKING_TOLERANCE = 0.02
 
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError,
                AttributeError, ZeroDivisionError, SafetensorError)  # fmt: skip
@@ -270,63 +264,6 @@ def _set_tokens(model: PreTrainedModel, vocab: Vocabulary) -> None:
         ends = settings.eos_token_id
         if vocab.eos not in (ends if isinstance(ends, list) else [ends]):
             settings.eos_token_id = vocab.eos
-
-
-def check_packing(model: PreTrainedModel, run: dict[str, Any], collate: Collator) -> float:
-    """Compare packed logits with the documents' own; returns their largest difference.
-
-    In units of the logits' spread. Raises UserError where the model would let a
-    document see the one before it in its row.
-    """
-    size = model.get_input_embeddings().weight.shape[0]
-    rows = [_sample_row(lengths, run, size) for lengths in ((9, 1, 14), (6, 5))]
-    batch = collate([row for row, _ in rows])
-    batch.pop(COUNTS), batch.pop("labels")
-    where = f"models.{run['model']} on datasets.{run['dataset']}"
-    advice = f"set packing: none for datasets.{run['dataset']}"
-    model.eval()
-    try:
-        with torch.no_grad():
-            packed = model(**_on(model, batch)).logits.float()
-            worst = 0.0
-            for number, (row, lengths) in enumerate(rows):
-                start = 0
-                for length in lengths:
-                    ids = torch.from_numpy(row["input_ids"][None, start : start + length])
-                    alone = model(**_on(model, {"input_ids": ids, "use_cache": False})).logits
-                    off = (packed[number, start : start + length] - alone[0].float()).abs().max()
-                    worst = max(worst, (off / alone.float().std()).item())
-                    start += length
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise UserError(
-            f"{where}: this model can't be used with packed rows ({short(error)}); {advice}"
-        ) from None
-    finally:
-        model.train()
-    if not worst <= PACKING_TOLERANCE:
-        raise UserError(
-            f"{where}: in packed rows this model ({model.config.model_type}) does not keep "
-            f"documents apart: its logits are off by {worst:.2g} of their spread; {advice}"
-        )
-    return worst
-
-
-def _sample_row(
-    lengths: tuple[int, ...], run: dict[str, Any], size: int
-) -> tuple[dict[str, Any], list[int]]:
-    """A packed row of made-up documents of these lengths, which max_length may cut."""
-    short = [min(length, run["max_length"]) for length in lengths]
-    ids = np.arange(1, sum(short) + 1) * 31 % size
-    return {
-        "input_ids": ids,
-        "labels": ids,
-        "position_ids": np.concatenate([np.arange(length) for length in short]),
-        "seq_lengths": np.array(short),
-    }, short
-
-
-def _on(model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Any]:
-    return {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in batch.items()}
 
 
 def short(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from transformers import TrainingArguments
 from . import (
     __version__,
     adapters,
+    attention,
     collectives,
     hardware,
     machine,
@@ -90,10 +91,8 @@ def _train(run: dict[str, Any], out: Path, checkpoints: Path, turn: saved.Turn) 
     else:
         collator = Collator(vocab.pad, run["max_length"], one.packed)
     trainer = CacheTrainer(run, model, arguments, splits, collator, batches, chosen.peak)
-    _say_start(run, trainer, schedule, chosen)
-    if splits["train"].packed:
-        worst = models.check_packing(model, run, collator)
-        say(f"packed rows: documents are kept apart (logits differ by {worst:.0e} of their spread)")
+    attends = attention.choose(model, run, collator, one.packed, chosen.precision)
+    _say_start(run, trainer, schedule, chosen, attends)
     newest = saved.newest(checkpoints, run["key"]) if ranks.first() else None
     with _tracked(run, out, trainer):
         trainer.run_from(collectives.from_first(newest), turn)
@@ -204,20 +203,19 @@ def _arguments(
 
 
 def _say_start(
-    run: dict[str, Any], trainer: CacheTrainer, schedule: Schedule, chosen: Hardware
-) -> None:
+    run: dict[str, Any], trainer: CacheTrainer, schedule: Schedule, chosen: Hardware,
+    attends: list[str],
+) -> None:  # fmt: skip
     model, splits = trainer.model, trainer.splits
     say(f"train {run['model']} on {run['dataset']}, max_length {run['max_length']}")
     say(
         f"device {chosen.device}, {torch.get_num_threads()} threads, "
         f"{model.num_parameters():,} parameters"
     )
-    lines = chosen.lines | {
-        "attention": hardware.attention(model.config._attn_implementation, run["training"]),
-        "batches": trainer.batches.about(run["training"]),
-    }
-    for name in ("precision", "attention", "optimizer", "workers", "batches"):
-        say(f"{name} {lines[name]}")
+    said = {name: f"{name} {line}" for name, line in chosen.lines.items()}
+    batches = f"batches {trainer.batches.about(run['training'])}"
+    for line in (said["precision"], *attends, said["optimizer"], said["workers"], batches):
+        say(line)
     if run["lora"]:
         trained = model.num_parameters(only_trainable=True)
         say(f"LoRA: {trained:,} of the parameters are trained")
