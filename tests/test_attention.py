@@ -169,9 +169,10 @@ def test_a_packed_run_takes_the_fastest_and_says_so(packed_cache, tokenizer, tmp
     assert PER_DOCUMENT not in (fast / "config.json").read_text()
 
 
-def test_resuming_with_dropout_is_exact(packed_cache, tokenizer, tmp_path, monkeypatch):
-    run = make_run(packed_cache, tokenizer, None, {"attention_dropout": 0.1}, max_steps=6,
-                   save_steps=3, max_tokens=96)  # fmt: skip
+def test_resuming_with_experts_and_dropout_is_exact(packed_cache, tokenizer, tmp_path, monkeypatch):
+    """The names of experts' weights in a checkpoint are those that it is loaded by."""
+    architecture = {"model_type": "deepseek_v3", **LATENT, "attention_dropout": 0.1}
+    run = make_run(packed_cache, tokenizer, None, architecture, max_steps=6, save_steps=3)
     whole = trained(run, tmp_path / "whole")
     with monkeypatch.context() as patched:
         stop_at(patched, 3)

@@ -344,6 +344,19 @@ class CacheTrainer(Trainer):
         for name, state in self._random_states().items():
             Path(output_dir, name).write_bytes(state)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # By the names that the model has: a checkpoint is loaded by these, and those of files,
+        # which are others where a model keeps its experts together, would be passed over.
+        names = {} if self.planned["lora"] else {"save_original_format": False}
+        self.model.save_pretrained(output_dir, state_dict=state_dict, **names)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        if load_result.unexpected_keys:
+            raise UserError(
+                f"{self.args.output_dir}: a checkpoint of another version of this program, whose "
+                "weights would be lost here; remove this folder, and the run begins anew"
+            )
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if not ranks.first():
             self._random_states()
