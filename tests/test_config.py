@@ -144,6 +144,16 @@ def test_processes_share_the_rows_of_a_step():
     refused(message, training=step | {"processes_per_node": 4})
 
 
+def test_a_model_in_parts_is_neither_compiled_nor_in_float16():
+    assert made(training={"fsdp": True}).training.fsdp
+    message = r"training of models\.one: fsdp can't be used with torch_compile"
+    refused(message, training={"fsdp": True, "torch_compile": True})
+    refused(
+        "fsdp can't be used with precision: float16",
+        training={"fsdp": True, "precision": "float16"},
+    )
+
+
 def test_processes_share_the_batches_of_a_step():
     step = {"max_tokens": 64, "gradient_accumulation_steps": 4}
     assert made(training=step | {"processes_per_node": 2}).training.max_tokens == 64

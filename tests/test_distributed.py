@@ -110,20 +110,44 @@ def test_two_processes_are_as_good_as_one(tokenizer, tmp_path):
         assert_nearly_equal(tmp_path / name / "out", trained(run, tmp_path / f"{name}-alone"))
 
 
+def killed_at_a_checkpoint(run, folder):
+    """A run on two processes, all killed once, and what it says when it goes on."""
+    process = start(run, folder, 2)
+    only(folder, ".out.checkpoints/checkpoint-*")
+    for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+        child.kill()
+    process.communicate()
+    assert not (folder / "out").exists()
+    return log_of(start(run, folder, 2))
+
+
 def test_two_processes_that_are_killed_go_on_to_the_same_bytes(tokenizer, tmp_path):
     cache = make_cache(tmp_path / "cache", rows=90)
     run = make_run(cache, tokenizer, None, {"attention_dropout": 0.1}, num_train_epochs=12,
                    max_tokens=64, gradient_accumulation_steps=2, save_steps=7)  # fmt: skip
     log_of(start(run, tmp_path / "undisturbed", 2))
-    process = start(run, tmp_path / "killed", 2)
-    only(tmp_path / "killed", ".out.checkpoints/checkpoint-*")
-    for child in [*psutil.Process(process.pid).children(recursive=True), process]:
-        child.kill()
-    process.communicate()
-    assert not (tmp_path / "killed" / "out").exists()
-    assert "goes on from the checkpoint at step" in log_of(start(run, tmp_path / "killed", 2))
+    log = killed_at_a_checkpoint(run, tmp_path / "killed")
+    assert "goes on from the checkpoint at step" in log
     outs = [deterministic(tmp_path / name / "out") for name in ("undisturbed", "killed")]
     assert outs[0] == outs[1]
+
+
+def test_a_model_that_two_processes_share_is_as_one(tokenizer, tmp_path):
+    """Tied embeddings, which no layer has, and an epoch whose last validation batch is odd."""
+    cache = make_cache(tmp_path / "cache", packed=True, rows=90)
+    architecture = {"tie_word_embeddings": True}
+    run = make_run(cache, tokenizer, None, architecture, num_train_epochs=2, save_steps=7,
+                   logging_steps=1, gradient_checkpointing=True, fsdp=True)  # fmt: skip
+    log = log_of(start(run, tmp_path / "shared", 2))
+    assert "each holds a part of the model (FSDP2)" in log
+    assert "goes on from the checkpoint" in killed_at_a_checkpoint(run, tmp_path / "killed")
+    outs = [tmp_path / name / "out" for name in ("shared", "killed")]
+    assert deterministic(outs[0]) == deterministic(outs[1])
+    # The folder is one process's: files, names in them, config.json.
+    alone = trained(run, tmp_path / "alone")
+    assert_nearly_equal(outs[0], alone)
+    assert {file.name for file in outs[0].iterdir()} == {file.name for file in alone.iterdir()}
+    assert (outs[0] / "config.json").read_bytes() == (alone / "config.json").read_bytes()
 
 
 def test_a_second_copy_waits_with_all_its_processes(tokenizer, tmp_path):

@@ -47,7 +47,7 @@ def choose(
     packed documents the logits that they have alone. Raises UserError where what was asked for
     can't be had, and for packed rows where none gives those logits.
     """
-    wanted, own = run["training"]["attn_implementation"], _base(model).config._attn_implementation
+    wanted, own = run["training"]["attn_implementation"], base(model).config._attn_implementation
     if not packed:
         if wanted in FOR_PACKED:
             lines = [_line(own, f"these rows are not packed, and {wanted} is for those", run)]
@@ -69,7 +69,7 @@ def choose(
                 return [*failed, _line(name, f"auto: {KINDS[name]}", run), _kept_apart(worst)]
             except UserError as error:
                 failed.append(f"{name} is not taken: {error}")
-    _base(model).set_attn_implementation(own)
+    base(model).set_attn_implementation(own)
     worst = check_packing(model, run, collate, precision)
     return [*failed, _line(own, _why(own), run), _kept_apart(worst)]
 
@@ -104,7 +104,7 @@ def _kept_apart(worst: float) -> str:
     return f"packed rows: documents are kept apart (logits differ by {worst:.0e} of their spread)"
 
 
-def _base(model: PreTrainedModel) -> PreTrainedModel:
+def base(model: PreTrainedModel) -> PreTrainedModel:
     """The model itself where it has an adapter."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -117,7 +117,7 @@ def _take(model: PreTrainedModel, name: str, precision: str) -> None:
 
 def _problem(model: PreTrainedModel, name: str, precision: str) -> str | None:
     """Why this machine or model can't have this attention, which is set otherwise."""
-    model, cuda = _base(model), torch.cuda.is_available()
+    model, cuda = base(model), torch.cuda.is_available()
     config = model.config.get_text_config()
     if name in IN_HALF:
         if not cuda or torch.version.hip or torch.cuda.get_device_capability() < (8, 0):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from . import training_checks
 from .config_files import sized
 from .dataset_config import Dataset
 from .errors import UserError
@@ -90,6 +91,7 @@ class Training(Section):
     save_total_limit: int = Field(2, ge=1)
     nodes: int = Field(1, ge=1)
     processes_per_node: int = Field(1, ge=1)
+    fsdp: bool = False
     mlflow: Annotated[MLflow | None, Switch] = None
 
     @model_validator(mode="after")
@@ -255,8 +257,7 @@ def load(raw: dict[str, Any], files: list[str | Path] = ()) -> Config:
             lines.append(f"{line_of(list(files), location)}{key}: {message}")
         raise UserError("\n".join(lines)) from None
     _check_names(config)
-    _check_processes(config)
-    _check_budgets(config)
+    training_checks.check(config)
     return config
 
 
@@ -268,31 +269,3 @@ def _check_names(config: Config) -> None:
             if dataset not in config.datasets:
                 where = f"tokenizers.{name}.dataset"
                 raise UserError(f"{where}: {unknown(dataset, config.datasets, '', what='dataset')}")
-
-
-def _check_processes(config: Config) -> None:
-    """The processes of each run must be able to share a step equally."""
-    for name in config.models:
-        training = config.training_of(name)
-        processes = training.nodes * training.processes_per_node
-        batches = training.gradient_accumulation_steps
-        rows = training.per_device_train_batch_size * batches
-        shared, of = f"the {rows} rows", "per_device_train_batch_size × gradient_accumulation_steps"
-        if training.max_tokens is not None:
-            shared, of = f"the {batches} batches", "gradient_accumulation_steps"
-        if (rows if training.max_tokens is None else batches) % processes:
-            raise UserError(
-                f"training of models.{name}: {processes} processes (nodes × processes_per_node) "
-                f"can't share {shared} of a step ({of}) equally; change one of them"
-            )
-
-
-def _check_budgets(config: Config) -> None:
-    """A batch must have room for a row."""
-    for model, _, length in config.combinations():
-        tokens = config.training_of(model).max_tokens
-        if tokens is not None and tokens < length:
-            raise UserError(
-                f"training of models.{model}: max_tokens: {tokens} is too small for a row of "
-                f"max_length: {length}; raise it"
-            )

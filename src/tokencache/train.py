@@ -30,6 +30,7 @@ from . import (
     metrics,
     models,
     ranks,
+    sharded,
     translation,
 )
 from . import checkpoints as saved
@@ -90,7 +91,8 @@ def _train(run: dict[str, Any], out: Path, checkpoints: Path, turn: saved.Turn) 
         collator = translation.PairCollator(vocab.pad, run["max_length"], model)
     else:
         collator = Collator(vocab.pad, run["max_length"], one.packed)
-    trainer = CacheTrainer(run, model, arguments, splits, collator, batches, chosen.peak)
+    kind = sharded.ShardedTrainer if sharded.wanted(run) else CacheTrainer
+    trainer = kind(run, model, arguments, splits, collator, batches, chosen.peak)
     attends = attention.choose(model, run, collator, one.packed, chosen.precision)
     _say_start(run, trainer, schedule, chosen, attends)
     newest = saved.newest(checkpoints, run["key"]) if ranks.first() else None
@@ -222,7 +224,8 @@ def _say_start(
     if ranks.count() > 1:
         machines = ranks.count() // ranks.local()[1]
         on = f"{machines} nodes" if machines > 1 else "1 node"
-        say(f"{ranks.count()} processes on {on}: {trainer.batches.shared()}")
+        holds = "; each holds a part of the model (FSDP2)" * sharded.wanted(run)
+        say(f"{ranks.count()} processes on {on}: {trainer.batches.shared()}{holds}")
     for split_name, part in splits.items():
         kind = "packed rows" if part.packed else "rows"
         without = f"; {part.left_out:,} more without a target" if part.left_out else ""

@@ -20,7 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from . import checkpoints as saved
 from . import collectives, metrics, ranks
 from .batching import Batches, Rows, evaluation_batches
-from .collate import COUNTS, IGNORED, NUMBERS, Collator, Split
+from .collate import COUNTS, IGNORED, NO_ROW, NUMBERS, Collator, Split
 from .errors import UserError
 from .meter import Meter
 from .metrics import say
@@ -204,11 +204,14 @@ class CacheTrainer(Trainer):
             batches = evaluation_batches(
                 split, self.planned["training"], self.planned["max_length"]
             )
+            # As many for each rank: those that hold a part of a model compute together.
+            batches = [*batches, *[()] * (-len(batches) % ranks.count())]
             mine = batches[ranks.rank() :: ranks.count()]
             self.model.eval()
             with torch.no_grad(), self._validating(len(mine)) as shown:
                 for numbers in mine:
-                    batch = self.data_collator(split.rows.__getitems__(list(numbers)))
+                    rows = split.rows.__getitems__(list(numbers)) if len(numbers) else [NO_ROW]
+                    batch = self.data_collator(rows)
                     del batch[COUNTS]
                     batch = self._prepare_inputs(batch)
                     labels = batch.pop("labels")
