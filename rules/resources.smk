@@ -33,7 +33,7 @@ def of(needs, what):
 
 
 def ask_about_jobs():
-    """Have SLURM asked about jobs in a way that it can answer."""
+    """Have SLURM asked about jobs in a way that it can answer, and tell them of their end."""
     given = workflow.executor_settings
     if not hasattr(given, "status_command"):
         return
@@ -43,3 +43,4 @@ def ask_about_jobs():
     # Or the plugin takes sacct, records or none, whenever SLURM does not answer.
     plugin.is_query_tool_available = lambda tool: tool == given.status_command
     plugin.query_job_status = slurm.without_lost_jobs(plugin.query_job_status)
+    plugin.get_submit_command = slurm.with_a_warning(plugin.get_submit_command)

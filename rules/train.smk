@@ -33,5 +33,8 @@ rule train:
         plan=plan.path,
         within=train_within,
     shell:
+        # A signal to all processes of a job is for the training alone, and neither for what
+        # waits for it nor for its log.
+        "trap '' TERM USR1; "
         "tokencache train --plan {params.plan} --threads {threads} {params.within} {output:q} 2>&1"
         " | tee {log}"

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -267,7 +268,9 @@ def ranks_of(folder):
     return found
 
 
-def test_a_rank_that_is_killed_ends_the_run_which_then_goes_on(workflow, undisturbed):
+def test_a_rank_that_is_killed_or_told_to_stop_ends_the_run_which_then_goes_on(
+    workflow, undisturbed
+):
     process = workflow.start()
     only(workflow.folder, CHECKPOINT)
     ranks_of(workflow.folder)[1].kill()
@@ -275,7 +278,17 @@ def test_a_rank_that_is_killed_ends_the_run_which_then_goes_on(workflow, undistu
     assert process.returncode != 0
     assert "rank 1 was killed by SIGKILL" in said and "Traceback" not in said
     assert not ranks_of(workflow.folder) and not workflow.targets("results")
-    assert "goes on from the checkpoint at step" in workflow.run()
+    process = workflow.start()
+    first = int(only(workflow.folder, CHECKPOINT).name.partition("-")[2])
+    only(workflow.folder, CHECKPOINT.replace("t-*", f"t-{first + 20}"))
+    # As a scheduler does it: to the shell, what it started, and what takes its words.
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.send_signal(signal.SIGUSR1)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode != 0 and not ranks_of(workflow.folder)
+    told = re.search(r"stopped by SIGUSR1 after step (\d+) of 150, with a check", said)
+    assert f"goes on from the checkpoint at step {told[1]}\n" in workflow.run()
     assert workflow.results() == undisturbed
     # The number of processes is no part of the result.
     configure(workflow, processes_per_node=1, save_steps=500)

@@ -77,7 +77,9 @@ def test_an_attempt_asks_for_twice_what_the_one_before_did():
     assert (third.threads, third.mem_mb, third.minutes) == (
         first.threads, 4 * first.mem_mb, 4 * first.minutes
     )  # fmt: skip
-    assert first.of_attempt(20).minutes == 24 * 60
+    assert first.of_attempt(20) == third
+    long = resources.tokenizing(plan([16 * 1024 * MIB]), "batch")
+    assert long.of_attempt(3).minutes == 24 * 60
 
 
 @pytest.mark.parametrize("source", ["architecture", "folder", "hub"])

@@ -34,8 +34,8 @@ from tokencache import checkpoints, train
 run, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
 if sys.argv[3] == "stop":
     rotate = checkpoints.rotate
-    def rotate_and_stop(folder, limit):
-        rotate(folder, limit)
+    def rotate_and_stop(folder, *how):
+        rotate(folder, *how)
         raise InterruptedError
     checkpoints.rotate = rotate_and_stop
 train.train(run, out, out.with_name("checkpoints"))

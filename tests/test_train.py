@@ -113,7 +113,8 @@ checkpoints.DEAD_AFTER = float(sys.argv[4])
 try:
     train.train(json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
 except UserError as error:
-    sys.exit(str(error))
+    print(error, file=sys.stderr)
+    sys.exit(error.status)
 """
 
 

@@ -164,8 +164,8 @@ def stop_at(monkeypatch, step):
     """Make a run fail after the checkpoint of this step."""
     rotate = saved.rotate
 
-    def rotate_and_stop(folder, limit):
-        rotate(folder, limit)
+    def rotate_and_stop(folder, *how):
+        rotate(folder, *how)
         if Path(folder, f"checkpoint-{step}").exists():
             raise InterruptedError
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +22,23 @@ from .metrics import say
 from .plan import building_path
 
 ABOUT = "tokencache.json"
+SAID = ("counts", "seconds", "unlogged")
 WAIT_SECONDS = 1.0
 DEAD_AFTER = 60.0  # seconds without a sign of life after which a training is gone on with
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """counts: tokens and documents seen so far; seconds: trained so far."""
+    """counts: tokens and documents seen so far, as of the last record; seconds: trained so far.
+
+    unlogged: of each rank, what it has seen since that record.
+    """
 
     folder: Path
     step: int
     counts: dict[str, int]
     seconds: float
+    unlogged: list[dict[str, Any]]
 
 
 class Turn:
@@ -105,11 +110,11 @@ def wait_for_others(out: Path) -> None:
 def saving(checkpoints: str | Path, step: int, about: dict[str, Any], turn: Turn) -> Iterator[Path]:
     """A temporary folder that becomes the checkpoint of this step by one rename.
 
-    about: {"key": of the run, "counts", "seconds"}; the checksums of what was
+    about: {"key": of the run, "counts", "seconds", "unlogged"}; the checksums of what was
     written are put beside it. Raises UserError on a full disk, and where the turn to
     train was lost.
     """
-    final = Path(checkpoints, f"checkpoint-{step}")
+    final = folder_of(checkpoints, step)
     turn.check()
     with suppress(FileNotFoundError):
         shutil.rmtree(final)  # damaged, or it would have been gone on from
@@ -141,15 +146,19 @@ def newest(checkpoints: Path, key: str) -> Checkpoint | None:
     for folder in _by_step(checkpoints):
         about = _about(folder)
         if about is not None and about["key"] == key:
-            return Checkpoint(folder, _step(folder), about["counts"], about["seconds"])
+            return Checkpoint(folder, _step(folder), *(about[name] for name in SAID))
         say(f"{folder}: damaged or not of this run; removed")
         shutil.rmtree(folder, ignore_errors=True)
     return None
 
 
-def rotate(checkpoints: str | Path, limit: int) -> None:
-    """Remove all but the newest `limit` checkpoints."""
-    for folder in _by_step(Path(checkpoints))[limit:]:
+def rotate(checkpoints: str | Path, limit: int, losses: dict[int, float] | None = None) -> None:
+    """Remove all but the newest `limit` checkpoints and the best, by the losses of some steps."""
+    there = _by_step(Path(checkpoints))
+    found = best([_step(folder) for folder in there], losses or {})
+    for folder in there[limit:]:
+        if _step(folder) == found:
+            continue
         # Renamed first, so that one half removed is not taken for a checkpoint.
         removed = folder.with_name(f".{folder.name}.tmp")
         with suppress(FileNotFoundError):  # another process removes the same ones
@@ -157,14 +166,34 @@ def rotate(checkpoints: str | Path, limit: int) -> None:
         shutil.rmtree(removed, ignore_errors=True)
 
 
+def best(steps: Iterable[int], losses: dict[int, float]) -> int | None:
+    """The step with the lowest validation loss, the first of them; None where none has one."""
+    return min((step for step in sorted(steps) if step in losses), key=losses.get, default=None)
+
+
+def folder_of(checkpoints: str | Path, step: int) -> Path:
+    return Path(checkpoints, f"checkpoint-{step}")
+
+
+def whole(checkpoints: str | Path, step: int) -> Path:
+    """The folder of a checkpoint. Raises UserError where it is not whole any more."""
+    folder = folder_of(checkpoints, step)
+    if _about(folder) is None:
+        raise UserError(f"{folder}: the best weights are missing or damaged; remove {checkpoints} "
+                        "and run again, which trains from the start")  # fmt: skip
+    return folder
+
+
 def _about(folder: Path) -> dict[str, Any] | None:
     """What was said of a checkpoint, if every file is there as it was written."""
     try:
         about = read_json(folder / ABOUT)
-        whole = all(hash_file(folder / name) == digest for name, digest in about["files"].items())
+        files = about["files"].items()
+        whole = all(hash_file(folder / name) == digest for name, digest in files)
+        complete = whole and all(name in about for name in SAID)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return about if whole else None
+    return about if complete else None
 
 
 def _by_step(checkpoints: Path) -> list[Path]:

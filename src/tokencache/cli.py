@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except UserError as error:
         print(f"tokencache: {ranks.in_turn(str(error))}", file=sys.stderr)
-        return 1
+        return error.status
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -82,3 +83,18 @@ def gathered(value: Any) -> list[Any]:
     found: list[Any] = [None] * ranks.count()
     dist.all_gather_object(found, value)
     return found
+
+
+def highest(values: list[int]) -> list[int]:
+    """The highest of each over all ranks. No GPU is waited for."""
+    if ranks.count() == 1:
+        return values
+    found = torch.tensor(values)
+    dist.all_reduce(found, dist.ReduceOp.MAX, _between_processes())
+    return found.tolist()
+
+
+@cache
+def _between_processes() -> dist.ProcessGroup | None:
+    """A group of all ranks for what is not on a GPU."""
+    return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None

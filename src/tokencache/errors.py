@@ -1,9 +1,19 @@
-"""The one exception that is meant for the user."""
+"""The exceptions that are meant for the user."""
 
 
 class UserError(Exception):
     """A user's mistake: the message says what is wrong, where, and what to do.
 
     The command line and the workflow print the message alone, without a
-    traceback, and end with a status that is not zero.
+    traceback, and end with the status.
     """
+
+    status = 1
+
+
+class Stopped(UserError):
+    """A run that was told to stop, and did so with a checkpoint: a start again goes on there."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.status = 128 + signal

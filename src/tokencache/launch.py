@@ -151,6 +151,9 @@ def _torchrun(call: Call, words: list[str]) -> None:
     for name in (machine.OPENMP, "MKL_NUM_THREADS"):
         os.environ[name] = str(own)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # What stops the run goes to all processes, which get the time to write a checkpoint.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGUSR1,SIGINT,SIGHUP,SIGQUIT"
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(PATIENCE))
     os.environ["PYTHONSAFEPATH"] = "1"  # the folder of the experiment holds no modules
     words = [*words, f"--nproc-per-node={call.processes}", "-m", "tokencache", *call.words(threads)]
     config, command, arguments = config_from_args(parse_args(words))
@@ -164,6 +167,8 @@ def _torchrun(call: Call, words: list[str]) -> None:
             f"has ended ({error})"
         ) from None
     except SignalException as error:
+        if os.path.exists(call.target):
+            return  # it came after the last step
         sys.exit(128 + error.sigval)
 
 

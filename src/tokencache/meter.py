@@ -79,6 +79,18 @@ class Meter:
         self._began = self._since = time.monotonic()
         self._aside = self._aside_since = self._waited = 0.0
 
+    def unlogged(self) -> dict[str, Any]:
+        """What this rank has seen since the last record, and how long it took."""
+        return {"own": dict(self._own), "waited": self._waited, "took": self._took()}
+
+    def go_on(self, unlogged: list[dict[str, Any]]) -> None:
+        """Take up what each rank had seen, of as many ranks as there were."""
+        mine = unlogged[ranks.rank() :: ranks.count()]
+        for part in mine:
+            self._own.update(part["own"])
+            self._waited += part["waited"]
+        self._since -= max(part["took"] for part in unlogged)
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """What happens in here, such as validation, is no part of the rates."""
@@ -106,14 +118,13 @@ class Meter:
 
     def record(self) -> dict[str, Any]:
         """The counts, and the rates and shares since the last record. Every rank calls this."""
-        now = time.monotonic()
-        seconds = max(now - self._since - (self._aside - self._aside_since), 1e-9)
+        seconds = max(self._took(), 1e-9)
         amounts = {"waited": self._waited} | self._own
         found = collectives.summed(amounts)
         for name in COUNTED:
             self.counts[name] += int(found[name])
         self._own.clear()
-        self._since, self._aside_since, self._waited = now, self._aside, 0.0
+        self._since, self._aside_since, self._waited = time.monotonic(), self._aside, 0.0
         return {
             "useful_share": round(found["targets"] / found["computed"], 6),
             **self.counts,
@@ -123,6 +134,10 @@ class Meter:
             "mfu": self._utilization(found, seconds),
             "seconds": round(self.seconds, 3),
         }
+
+    def _took(self) -> float:
+        """Seconds since the last record, but for what was no part of the rates."""
+        return time.monotonic() - self._since - (self._aside - self._aside_since)
 
     def _utilization(self, found: dict[str, float], seconds: float) -> float | None:
         if self._peak is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ FIRST_LOSS_TOLERANCE = 0.1
 
 
 def say(line: str) -> None:
-    """A line of the log, from one of a run's processes."""
+    """A line of the log, from one of a run's processes, as long as somebody takes them."""
     if ranks.first():
-        print(progress.above(line), file=sys.stderr, flush=True)
+        with suppress(BrokenPipeError):
+            print(progress.above(line), file=sys.stderr, flush=True)
 
 
 def perplexity(loss: float) -> float | None:

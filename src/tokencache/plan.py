@@ -29,13 +29,13 @@ NAME_DIGITS = 12  # of a key in the names of caches and runs, which stand beside
 PLANS_KEPT = 20
 
 # Training settings that say how often to look and where to compute, not what.
-NOT_IN_RUN_KEY = {"logging_steps", "save_steps", "save_total_limit", "per_device_eval_batch_size",
-                  "nodes", "processes_per_node", "torch_compile", "dataloader_num_workers",
-                  "attn_implementation", "fsdp", "mlflow"}  # fmt: skip
+NOT_IN_RUN_KEY = {"logging_steps", "save_steps", "save_minutes", "save_total_limit",
+                  "per_device_eval_batch_size", "nodes", "processes_per_node", "torch_compile",
+                  "dataloader_num_workers", "attn_implementation", "fsdp", "mlflow"}  # fmt: skip
 # Settings that came later and are left out where they change nothing, so keys stay what they were.
 UNLESS_SET = {"max_tokens": None, "group_by_length": None, "tf32": None, "warmup_steps": 0,
               "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
-              "label_smoothing_factor": 0.0}  # fmt: skip
+              "label_smoothing_factor": 0.0, "load_best_model_at_end": False}  # fmt: skip
 
 
 def decisive(training: dict[str, Any], packed: bool) -> dict[str, Any]:

@@ -48,8 +48,12 @@ class Needs:
     minutes: int
 
     def of_attempt(self, attempt: int) -> Needs:
-        """Twice the memory and time of the attempt before."""
-        more = 2 ** (attempt - 1)
+        """Twice the memory and time of the attempt before, up to four times those of the first.
+
+        Attempts after the third are for jobs that are stopped again and again, as where
+        jobs are preempted: what they need, they had.
+        """
+        more = 2 ** min(attempt - 1, 2)
         return Needs(self.threads, self.mem_mb * more, min(self.minutes * more, MOST_MINUTES))
 
 

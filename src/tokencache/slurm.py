@@ -13,6 +13,7 @@ from typing import Any
 from .errors import UserError
 
 DOCS = "see docs/cluster.md"
+WARNING_SECONDS = 120  # in which a training writes a checkpoint before its time is over
 
 
 def nodes() -> str:
@@ -81,6 +82,25 @@ def without_lost_jobs(ask: Ask) -> Ask:
         return states, seconds
 
     return asked
+
+
+def with_a_warning(submit: Callable[..., str]) -> Callable[..., str]:
+    """`get_submit_command` of Snakemake's plugin: trainings get SIGTERM before their time is over.
+
+    It goes to what runs in the job, and not to the batch script, with which all would end;
+    and so does what a job gets that is preempted with a time of grace. Who asks for another
+    signal (`slurm_extra`) gets that.
+    """
+
+    def command(job: Any, *given: Any, **more: Any) -> str:
+        call = submit(job, *given, **more)
+        if job.name != "train" or "--signal" in call:
+            return call
+        minutes = job.resources.get("runtime")
+        seconds = min(WARNING_SECONDS, 15 * minutes) if isinstance(minutes, int) else None
+        return f"{call} --signal=TERM@{seconds or WARNING_SECONDS}"
+
+    return command
 
 
 def _run(*words: str) -> subprocess.CompletedProcess[str]:

@@ -59,7 +59,8 @@ def train(run: dict[str, Any], out: Path, checkpoints: Path) -> None:
     trains the run this one waits, and makes nothing of a run that is there then. Raises
     UserError for a cache or weights that are not the planned ones, for a model that can't
     be made or can't be used with packed rows, where the loss becomes NaN or infinite, and
-    where another process took this one, which was held up, for dead.
+    where another process took this one, which was held up, for dead. Raises Stopped, with
+    a checkpoint, where SIGTERM or SIGUSR1 came before the last step.
     """
     _quiet()
     turn = saved.Turn(out)
@@ -96,15 +97,19 @@ def _train(run: dict[str, Any], out: Path, checkpoints: Path, turn: saved.Turn) 
     attends = attention.choose(model, run, collator, one.packed, chosen.precision)
     _say_start(run, trainer, schedule, chosen, attends)
     newest = saved.newest(checkpoints, run["key"]) if ranks.first() else None
-    with _tracked(run, out, trainer):
-        trainer.run_from(collectives.from_first(newest), turn)
-    if not ranks.first():
-        return
-    if use_cache is not None:
-        model.config.use_cache = use_cache  # the trainer turns it off
-    with saved.disk_full_said(out), published(out, folder=True) as folder:
-        _write_results(folder, run, trainer, chosen)
-        turn.check()
+    # A signal that comes after the last step changes nothing.
+    with trainer.interruptions.heard():
+        with _tracked(run, out, trainer):
+            trainer.run_from(collectives.from_first(newest), turn)
+        if run["training"]["load_best_model_at_end"]:
+            trainer.load_best()
+        if not ranks.first():
+            return
+        if use_cache is not None:
+            model.config.use_cache = use_cache  # the trainer turns it off
+        with saved.disk_full_said(out), published(out, folder=True) as folder:
+            _write_results(folder, run, trainer, chosen)
+            turn.check()
     say(f"{out}: done")
 
 
@@ -158,6 +163,9 @@ def _splits(run: dict[str, Any]) -> dict[str, Split]:
     if "validation" in found and not len(found["validation"]):
         say("validation: no row has a token to predict; there will be no validation loss")
         del found["validation"]
+    if run["training"]["load_best_model_at_end"] and "validation" not in found:
+        raise UserError(f"training.load_best_model_at_end: {folder} has no validation rows to tell "
+                        "the best by; look at validation: of the data set")  # fmt: skip
     return found
 
 
@@ -309,6 +317,7 @@ def _facts(
     }
     facts |= {
         "steps": trainer.state.global_step,
+        "weights_of_step": trainer.weights_of_step,
         "epochs": last["epoch"],
         "by_epoch": [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in by_epoch],
         "seen": trainer.meter.counts,
@@ -321,9 +330,15 @@ def _facts(
         "attention": trainer.model.config._attn_implementation,
         "loss": last["loss"],
         "validation_loss_before": validation[0]["validation_loss"] if validation else None,
-        "validation_loss": validation[-1]["validation_loss"] if validation else None,
-        "validation_perplexity": validation[-1]["validation_perplexity"] if validation else None,
+        **_validated(records, trainer.weights_of_step),
         "versions": {"tokencache": __version__}
         | {name: version(name) for name in ("transformers", "torch", *(["peft"] * lora))},
     }
     return facts | (trainer.first or {})
+
+
+def _validated(records: list[dict[str, Any]], step: int) -> dict[str, float | None]:
+    """What the validation said of the weights that the results have, which are of this step."""
+    found = [r for r in records if r["step"] == step and not metrics.is_training(r)]
+    names = ("validation_loss", "validation_perplexity")
+    return {name: found[-1][name] if found else None for name in names}

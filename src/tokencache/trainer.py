@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -21,10 +22,13 @@ from . import checkpoints as saved
 from . import collectives, metrics, ranks
 from .batching import Batches, Rows, evaluation_batches
 from .collate import COUNTS, IGNORED, NO_ROW, NUMBERS, Collator, Split
+from .collate import COUNTS, IGNORED, NUMBERS, Collator, Split
+from .errors import Stopped, UserError
 from .errors import UserError
 from .meter import Meter
 from .metrics import say
 from .progress import Progress
+from .stopping import Interruptions
 from .watch import Watch, describe
 
 
@@ -73,6 +77,16 @@ class ShowSteps(TrainerCallback):
             self._progress.close()
 
 
+class GoOn(TrainerCallback):
+    """Take up what was between two records when a checkpoint was made."""
+
+    def __init__(self, trainer: CacheTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._trainer.take_up()
+
+
 class CacheTrainer(Trainer):
     """transformers.Trainer with an exact validation loss, own records, whole checkpoints."""
 
@@ -93,16 +107,19 @@ class CacheTrainer(Trainer):
         self.resumed_from: int | None = None
         self.first: dict[str, Any] | None = None
         self._run_folder: str | None = None
+        self._best: int | None = None
         self._watch = Watch()
         self._label = f"{run['model']} {run['dataset']} {run['max_length']}"
         self._steps = ShowSteps(f"train {self._label}")
+        self.interruptions = Interruptions(run["training"]["save_minutes"])
+        self._unlogged: list[dict[str, Any]] = []
         super().__init__(
             model,
             arguments,
             data_collator=collator,
             train_dataset=Rows(splits["train"]),
             eval_dataset=splits["validation"].rows if "validation" in splits else None,
-            callbacks=[LogWithCheckpoints(self.in_epoch), self._steps],
+            callbacks=[LogWithCheckpoints(self.in_epoch), self._steps, GoOn(self)],
         )
         self.remove_callback(PrinterCallback)
         if run["pairs"] or self.smoothing or not self.model_accepts_loss_kwargs:
@@ -115,7 +132,10 @@ class CacheTrainer(Trainer):
         return self.planned["weights"] is None
 
     def run_from(self, checkpoint: saved.Checkpoint | None, turn: saved.Turn) -> None:
-        """Train to the end from a checkpoint, or from the start."""
+        """Train to the end from a checkpoint, or from the start.
+
+        Raises Stopped where a signal that `interruptions` hears came before the last step.
+        """
         self._turn = turn
         if checkpoint is None:
             self.meter.start()
@@ -124,8 +144,9 @@ class CacheTrainer(Trainer):
             return
         self.resumed_from = checkpoint.step
         self.meter.start(checkpoint.step, checkpoint.counts, checkpoint.seconds)
-        self.args.eval_on_start = False
         state = TrainerState.load_from_json(str(checkpoint.folder / "trainer_state.json"))
+        self.args.eval_on_start = self._lacks_validation(state)
+        self._unlogged = checkpoint.unlogged
         self._write_live(state.log_history)
         self._set_first(state.log_history, quiet=True)
         say(f"goes on from the checkpoint at step {checkpoint.step}")
@@ -135,6 +156,24 @@ class CacheTrainer(Trainer):
             self.state = state
         else:
             self.train(resume_from_checkpoint=str(checkpoint.folder))
+
+    def take_up(self) -> None:
+        """What the last record of the run that this one goes on from did not say yet."""
+        if self._unlogged:
+            self.meter.go_on(self._unlogged)
+            mine = self._unlogged[ranks.rank() % len(self._unlogged)]
+            if len(self._unlogged) == ranks.count():
+                loss = mine["loss"]
+            else:
+                loss = sum(part["loss"] for part in self._unlogged) / len(self._unlogged)
+            self._tr_loss += loss
+            self._globalstep_last_logged = mine["logged"]
+
+    def _lacks_validation(self, state: TrainerState) -> bool:
+        """Whether the run that this one goes on from was stopped before the validation."""
+        done = {record["step"] for record in state.log_history if "validation_loss" in record}
+        step = state.global_step
+        return bool(done) and step % int(self.args.eval_steps) == 0 and step not in done
 
     # Training
 
@@ -199,6 +238,7 @@ class CacheTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The validation loss, averaged over every target token of the split."""
+        told, last = None, self.state.global_step >= self.state.max_steps
         with self.meter.paused():
             split, total = self.splits["validation"], torch.zeros((), dtype=torch.float64)
             batches = evaluation_batches(
@@ -210,6 +250,10 @@ class CacheTrainer(Trainer):
             self.model.eval()
             with torch.no_grad(), self._validating(len(mine)) as shown:
                 for numbers in mine:
+                    if not last:
+                        told, _ = self.interruptions.asked()
+                        if told:
+                            break
                     rows = split.rows.__getitems__(list(numbers)) if len(numbers) else [NO_ROW]
                     batch = self.data_collator(rows)
                     del batch[COUNTS]
@@ -220,8 +264,13 @@ class CacheTrainer(Trainer):
                     if shown:
                         shown.update(1)
             self.model.train()
+            if told:
+                self._stop(told)
             total = collectives.summed({"loss": total.item()})["loss"]
         found = total / split.targets
+        best = min(self._validation_losses().values(), default=math.inf)
+        if self.planned["training"]["load_best_model_at_end"] and found < best:
+            self.control.should_save = True
         self.log({"validation_loss": found, "validation_perplexity": metrics.perplexity(found)
                   if math.isfinite(found) else None})  # fmt: skip
         result = {"eval_loss": found}
@@ -330,6 +379,34 @@ class CacheTrainer(Trainer):
 
     # Checkpoints
 
+    def _maybe_log_save_evaluate(self, *given: Any, **more: Any) -> None:
+        """With checkpoints out of turn: where one is due by the clock, and before a stop."""
+        told, due = self.interruptions.asked()
+        step, steps = self.state.global_step, self.state.max_steps
+        stops = told is not None and step < steps
+        if stops:
+            # It may take long. The run that goes on makes up for it.
+            self.control.should_evaluate = False
+        if stops or due:
+            self.control.should_save = True
+        super()._maybe_log_save_evaluate(*given, **more)
+        if stops:
+            self._stop(told)
+
+    def _stop(self, told: signal.Signals) -> None:
+        """End the run with a checkpoint of the step that it has come to. Every rank calls this."""
+        step = self.state.global_step
+        there = saved.folder_of(self.args.output_dir, step).exists()
+        if step and not collectives.from_first(there):
+            self._save_checkpoint(self.model_wrapped, None)
+        collectives.from_first(None)  # or torchrun would end the first rank while it writes
+        goes_on = "with a checkpoint; started again, the run goes on from there"
+        raise Stopped(
+            f"stopped by {told.name} after step {step} of {self.state.max_steps}"
+            + (f", {goes_on}" if step else ""),
+            told,
+        )
+
     def _get_output_dir(self, trial: Any) -> str:
         return self._run_folder or super()._get_output_dir(trial)
 
@@ -360,13 +437,22 @@ class CacheTrainer(Trainer):
                 "weights would be lost here; remove this folder, and the run begins anew"
             )
 
+    def _seen_since_record(self) -> list[dict[str, Any]]:
+        """Of each rank. Raises UserError where a loss or gradient was not finite meanwhile."""
+        if bad := self._watch.first_bad(norms=not self.args.fp16):
+            self._check(bad.step, **{bad.what: math.nan})
+        own = {"loss": self._tr_loss.item(), "logged": self._globalstep_last_logged}
+        return collectives.gathered(own | self.meter.unlogged())
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        unlogged = self._seen_since_record()
+        self.interruptions.saved()
         if not ranks.first():
             self._random_states()
             return
         with self.meter.paused():
             about = {"key": self.planned["key"], "counts": self.meter.counts,
-                     "seconds": self.meter.seconds}  # fmt: skip
+                     "seconds": self.meter.seconds, "unlogged": unlogged}  # fmt: skip
             step, turn = self.state.global_step, self._turn
             with saved.saving(self.args.output_dir, step, about, turn) as folder:
                 self._run_folder = str(folder.parent)
@@ -374,4 +460,26 @@ class CacheTrainer(Trainer):
                     super()._save_checkpoint(model, trial)
                 finally:
                     self._run_folder = None
-            saved.rotate(self.args.output_dir, self.planned["training"]["save_total_limit"])
+            limit = self.planned["training"]["save_total_limit"]
+            saved.rotate(self.args.output_dir, limit, self._validation_losses())
+
+    def _validation_losses(self) -> dict[int, float]:
+        """By step, but for the one before the first."""
+        return {
+            record["step"]: record["validation_loss"]
+            for record in self.state.log_history
+            if record["step"] and "validation_loss" in record
+        }
+
+    def load_best(self) -> None:
+        """Take the weights of the lowest validation loss."""
+        losses = self._validation_losses()
+        best = saved.best(losses, losses)
+        if best != self.state.global_step:
+            self._load_from_checkpoint(str(saved.whole(self.args.output_dir, best)))
+        self._best = best
+        say(f"the weights are those of step {best}: validation loss {losses[best]:.4f}")
+
+    @property
+    def weights_of_step(self) -> int:
+        return self._best or self.state.global_step

@@ -1,0 +1,182 @@
+"""Runs that are told to stop, checkpoints by the clock, and the best of them."""
+
+import json
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+from snakemake.jobs import ResourceList
+from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+from test_train import start, wait_until
+from training import deterministic, make_cache, make_run, records, refused, stop_at, trained
+from transformers import AutoModelForCausalLM
+
+from tokencache import checkpoints as saved
+from tokencache import slurm
+from tokencache.collate import Collator
+from tokencache.errors import Stopped
+from tokencache.stopping import Interruptions
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cache, tokenizer, tmp_path_factory):
+    """A run whose checkpoints, records and validations fall on different steps."""
+    run = make_run(
+        cache, tokenizer, None, {"attention_dropout": 0.1}, num_train_epochs=5, save_steps=500,
+        logging_steps=7, eval_steps=5,
+    )  # fmt: skip
+    return run, trained(run, tmp_path_factory.mktemp("undisturbed"))
+
+
+def resumed_from(folder):
+    return json.loads((folder / "out/timing.json").read_text())["resumed_from_step"]
+
+
+def test_a_process_that_is_told_to_end_leaves_a_checkpoint(undisturbed, tmp_path):
+    run, other = undisturbed
+    with open(tmp_path / "log", "w") as log:
+        child = start(run, tmp_path, stderr=log)
+    wait_until(lambda: "first loss" in (tmp_path / "log").read_text())
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(60) == 128 + signal.SIGTERM
+    said = (tmp_path / "log").read_text().splitlines()[-1]
+    assert said.startswith("stopped by SIGTERM after step ")
+    assert not (tmp_path / "out").exists()
+    assert deterministic(trained(run, tmp_path)) == deterministic(other)
+    assert f"after step {resumed_from(tmp_path)} of 60" in said
+
+
+def signal_at(monkeypatch, batch):
+    """Send this process SIGUSR1 while it makes its n-th batch, those of validations counted."""
+    collate, made = Collator.__call__, []
+
+    def collate_and_tell(self, rows):
+        made.append(len(rows))
+        if len(made) == batch:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return collate(self, rows)
+
+    monkeypatch.setattr(Collator, "__call__", collate_and_tell)
+
+
+# Of 9 rows, a validation makes 2 batches: before the first step, and after each fifth one. Those of
+# the training are made one ahead.
+@pytest.mark.parametrize(
+    ("batch", "step"),
+    [(1, 0), (5, 2), (8, 5), (9, 5), (10, 6)],
+    ids=["before it begins", "between records", "before a validation", "in one", "after one"],
+)
+def test_told_to_stop_anywhere(batch, step, undisturbed, tmp_path, monkeypatch):
+    run, other = undisturbed
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="SIGUSR1") as caught:
+        signal_at(patch, batch)
+        trained(run, tmp_path)
+    assert caught.value.status == 128 + signal.SIGUSR1
+    assert f"after step {step} of 60" in str(caught.value)
+    found = [path.name for path in tmp_path.glob(".out.checkpoints/checkpoint-*")]
+    assert found == [f"checkpoint-{step}"] * (step > 0)
+    assert deterministic(trained(run, tmp_path)) == deterministic(other)
+    assert resumed_from(tmp_path) == (step or None)
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def test_a_signal_in_the_last_step_changes_nothing(undisturbed, tmp_path, monkeypatch):
+    run, _ = undisturbed
+    run = run | {"training": run["training"] | {"max_steps": 5}}
+    signal_at(monkeypatch, 8)
+    assert records(trained(run, tmp_path))[-1]["step"] == 5
+
+
+def test_a_loss_that_is_not_a_number_makes_no_checkpoint(cache, tokenizer, tmp_path, monkeypatch):
+    run = make_run(cache, tokenizer, learning_rate=1e30, warmup_ratio=0, max_grad_norm=0,
+                   logging_steps=50, eval_steps=50)  # fmt: skip
+    signal_at(monkeypatch, 8)
+    assert "first loss that is not finite came at step 2" in refused(run, tmp_path)
+    assert not list(tmp_path.glob(".out.checkpoints/checkpoint-*"))
+
+
+def test_checkpoints_by_the_clock(undisturbed, tmp_path, monkeypatch):
+    run, other = undisturbed
+    often = run | {"training": run["training"] | {"save_minutes": 1e-9}}
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        stop_at(patch, 3)
+        trained(often, tmp_path)
+    rare = run | {"training": run["training"] | {"save_minutes": 60.0}}
+    assert deterministic(trained(rare, tmp_path)) == deterministic(other)
+    assert resumed_from(tmp_path) == 3
+
+
+def test_when_a_checkpoint_is_due():
+    assert Interruptions(None).asked() == (None, False)
+    soon = Interruptions(1e-9)
+    assert soon.asked() == (None, True)
+    late = Interruptions(60)
+    assert late.asked() == (None, False)
+
+
+def test_slurm_tells_trainings_before_their_time_is_over():
+    params = dict.fromkeys(
+        ("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir"), ""
+    )
+
+    def call(name, **asked):
+        job = SimpleNamespace(name=name, threads=1, resources=ResourceList(fromdict=asked))
+        return slurm.with_a_warning(get_submit_command)(job, params)
+
+    assert "--signal" not in call("tokenize", runtime=10)
+    assert call("train", runtime=10).endswith(" --signal=TERM@120")
+    assert call("train", runtime=4).endswith(" --signal=TERM@60")
+    assert call("train").endswith(" --signal=TERM@120")
+    assert call("train", slurm_extra="--signal=USR1@9").count("--signal") == 1
+
+
+@pytest.fixture(scope="module")
+def overfitted(cache, tokenizer, tmp_path_factory):
+    """A run whose validation loss falls and rises again, and its folder."""
+    run = make_run(
+        cache, tokenizer, num_train_epochs=10, eval_steps=10, learning_rate=0.05, save_steps=500,
+        load_best_model_at_end=True, save_total_limit=1,
+    )  # fmt: skip
+    return run, trained(run, tmp_path_factory.mktemp("best"))
+
+
+def test_the_result_has_the_best_weights(overfitted, tokenizer, tmp_path):
+    run, out = overfitted
+    losses = {r["step"]: r["validation_loss"] for r in records(out) if "validation_loss" in r}
+    best = min(losses, key=losses.get)
+    facts = json.loads((out / "run.json").read_text())
+    assert 0 < best < facts["steps"] == 120 and losses[best] < losses[120] - 0.01
+    assert facts["weights_of_step"] == best and facts["validation_loss"] == losses[best]
+    again = make_run(run["cache"], tokenizer, weights=out, max_steps=1)
+    found = records(trained(again, tmp_path))[0]["validation_loss"]
+    assert found == pytest.approx(losses[best], rel=1e-6)
+    assert AutoModelForCausalLM.from_pretrained(out).config.use_cache
+
+
+def test_the_best_is_found_again_after_a_stop(overfitted, tmp_path, monkeypatch):
+    run, out = overfitted
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        signal_at(patch, 130)
+        trained(run, tmp_path)
+    kept = [saved._step(path) for path in tmp_path.glob(".out.checkpoints/checkpoint-*")]
+    best = json.loads((out / "run.json").read_text())["weights_of_step"]
+    assert best in kept and len(kept) == 2
+    assert deterministic(trained(run, tmp_path)) == deterministic(out)
+
+
+def test_the_best_and_the_last_are_kept(tmp_path):
+    for step in (2, 4, 6, 8):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    saved.rotate(tmp_path, 2, {2: 3.0, 3: 1.0, 4: 2.0, 8: 2.5})
+    assert sorted(path.name[-1] for path in tmp_path.iterdir()) == ["4", "6", "8"]
+    saved.rotate(tmp_path, 1, {4: 2.0, 8: 1.9})
+    assert sorted(path.name[-1] for path in tmp_path.iterdir()) == ["8"]
+
+
+def test_the_best_needs_a_validation(tokenizer, tmp_path):
+    cache = make_cache(tmp_path / "cache", validation=0)
+    run = make_run(cache, tokenizer, load_best_model_at_end=True)
+    assert "load_best_model_at_end: " in refused(run, tmp_path)
