@@ -106,11 +106,11 @@ def gathered(gather, found):
     columns = gather.columns(windows.Rows(found, np.arange(len(found) + 1), False))
     offsets, ids = columns["input_ids"]
     trained = columns["labels"][1] != IGNORED
-    counts = gather.trained(found, without_first=False)
+    counts, but_first = gather.trained(found)
     ends = np.concatenate([[0], np.cumsum(trained)])[offsets]
     assert counts.tolist() == np.diff(ends).tolist()
     first = trained[offsets[:-1]]
-    assert gather.trained(found, without_first=True).tolist() == (counts - first).tolist()
+    assert but_first.tolist() == (counts - first).tolist()
     return ids, trained, np.diff(offsets)
 
 
@@ -208,6 +208,7 @@ def check_split(rows, made, packing):
             windows.append((row["input_ids"][start:stop], row["labels"][start:stop]))
             assert packing == "none" or row["labels"][start] == IGNORED
     trained = [sum(label != IGNORED for label in row["labels"]) for row in rows]
+    targets = [sum(label != IGNORED for label in row["labels"][1:]) for row in rows]
     total = sum(len(row["input_ids"]) for row in rows)
     assert made == {
         "rows": len(rows),
@@ -215,6 +216,8 @@ def check_split(rows, made, packing):
         "tokens": total,
         "tokens_trained": sum(trained),
         "rows_without_trained_tokens": trained.count(0),
+        "targets": sum(targets),
+        "rows_without_targets": [n for n, count in enumerate(targets) if not count],
         "filled": round(total / (12 * len(rows)), 6),
     }
     return windows

@@ -125,35 +125,29 @@ class Split:
 def split(rows: datasets.Dataset | View, made: dict[str, Any] | None = None) -> Split:
     """Leave out rows without a target: a step of only such rows would divide by zero.
 
-    made: what cache.json says of the split; where that is that all tokens are trained on,
-    no token is looked at. Raises UserError where a token shard of a view is missing.
+    made: what cache.json says of the split; where it says which rows those are, no token is
+    looked at. Raises UserError where a token shard of a view is missing.
     """
-    if isinstance(rows, View):
+    view = isinstance(rows, View)
+    if view:
         rows.check()
-        lengths, targets = rows.lengths(), rows.targets()
-    elif made and _all_trained(rows, made):
-        lengths = lengths_of(rows, "labels")
-        first = lengths_of(rows, "seq_lengths") if "seq_lengths" in rows.column_names else 1
-        targets = np.maximum(lengths - first, 0)
+    if made and "targets" in made and len(rows) == made["rows"]:
+        lengths = rows.lengths() if view else lengths_of(rows, "labels")
+        total, without = made["targets"], made["rows_without_targets"]
+    else:  # a cache that was made before cache.json said it
+        lengths, targets = (rows.lengths(), rows.targets()) if view else _count(rows)
+        total, without = int(targets.sum()), np.flatnonzero(targets == 0)
+    if not view:
         rows = rows.with_format("numpy")
-    else:
-        lengths, targets = _count(rows)
-        rows = rows.with_format("numpy")
-    kept = None if (targets > 0).all() else np.flatnonzero(targets)
+    kept = np.delete(np.arange(len(rows)), without) if len(without) else None
     return Split(
         rows=rows if kept is None else rows.select(kept),
         packed="position_ids" in rows.column_names,
         lengths=lengths if kept is None else lengths[kept],
-        targets=int(targets.sum()),
+        targets=total,
         all_rows=rows,
         kept=kept,
     )
-
-
-def _all_trained(rows: datasets.Dataset, made: dict[str, Any]) -> bool:
-    """But for the first token of each packed document."""
-    first = made["windows"] if "seq_lengths" in rows.column_names else 0
-    return len(rows) == made["rows"] and made["tokens_trained"] == made["tokens"] - first
 
 
 def lengths_of(rows: datasets.Dataset, column: str) -> np.ndarray:

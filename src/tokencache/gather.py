@@ -128,15 +128,17 @@ class Gatherer:
             kept.append((window[some], (begin + target)[some], (end + target)[some]))
         return tuple(np.concatenate(k) for k in zip(*kept, strict=True))
 
-    def trained(self, found: Windows, without_first: bool) -> np.ndarray:
-        """(windows,) int64: how many tokens of each are trained on; perhaps but for its first."""
+    def trained(self, found: Windows) -> tuple[np.ndarray, np.ndarray]:
+        """How many tokens of each window are trained on, and how many but for its first one,
+        which no token predicts: (windows,) int64 each."""
         spans = self.spans(found)
         if spans is None:
-            return found.content + self.specials - without_first
+            lengths = found.content + self.specials
+            return lengths, lengths - 1
         window, begin, end = spans
-        if without_first:
-            begin = np.maximum(begin, 1)
-        return np.bincount(window, end - begin, minlength=len(found)).astype(np.int64)
+        sizes = (end - begin, end - np.maximum(begin, 1))
+        all_of, but_first = (np.bincount(window, size, minlength=len(found)) for size in sizes)
+        return all_of.astype(np.int64), but_first.astype(np.int64)
 
     def _by_segment(self, found: Windows, number: np.ndarray) -> list[tuple]:
         """(segment, its windows, the numbers of their documents in it) of each segment."""
@@ -189,13 +191,17 @@ class SplitRows:
     def counted(self, max_length: int) -> dict[str, Any]:
         """What cache.json says of it."""
         tokens = int(self.lengths().sum())
-        trained = self.rows.sums(self.gather.trained(self.rows.windows, self.rows.packed))
+        trained, targets = map(self.rows.sums, self.gather.trained(self.rows.windows))
+        if self.rows.packed:
+            trained = targets
         return {
             "rows": len(self),
             "windows": len(self.rows.windows),
             "tokens": tokens,
             "tokens_trained": int(trained.sum()),
             "rows_without_trained_tokens": int((trained == 0).sum()),
+            "targets": int(targets.sum()),
+            "rows_without_targets": np.flatnonzero(targets == 0).tolist(),
             "filled": round(tokens / max(1, len(self) * max_length), 6),
         }
 

@@ -46,6 +46,8 @@ class PairRows:
             "tokens": tokens,
             "tokens_trained": int(self.target.lengths().sum()),
             "rows_without_trained_tokens": 0,
+            "targets": int(self.target.lengths().sum()),
+            "rows_without_targets": [],
             "filled": round(tokens / max(1, 2 * len(self) * max_length), 6),
         }
 

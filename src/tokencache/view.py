@@ -123,8 +123,8 @@ class View:
         parts = [np.zeros(0, np.int64)]
         for start in range(0, len(self), ROWS_AT_ONCE):
             found = self._rows(self._numbers(range(len(self))[start : start + ROWS_AT_ONCE]))
-            trained = self._gather.trained(found.windows, without_first=True)
-            parts.append(found.sums(trained))
+            _, but_first = self._gather.trained(found.windows)
+            parts.append(found.sums(but_first))
         return np.concatenate(parts)
 
     def places(self, wanted: Sequence[int], source: Callable[[str], str]) -> dict[str, list[int]]:
