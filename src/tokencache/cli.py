@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 # Nothing that loads NumPy or another library that reads its number of threads at its start.
 from . import __version__, machine, ranks, slurm
@@ -167,5 +167,19 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+def command() -> NoReturn:
+    """What the shell calls: `main`, and the end of the process.
+
+    The engines' tables are millions of small blocks. To give each back takes a tenth of a
+    second, and the system takes them all at once. What these stages write is on disk by then.
+    """
+    code = main()
+    if sys.argv[1] in ("tokenize", "pack", "pack-part"):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()
