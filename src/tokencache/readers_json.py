@@ -62,7 +62,7 @@ def rows(piece: Piece, columns: list[str], stream: BinaryIO) -> Iterator[list[Ro
         found: Iterable[Row] = _values(piece, stream)
     else:
         parts = _jsonl_chunks(piece, stream)
-        found = (row for before, part in parts for _, row in _parsed(piece, before, part))
+        found = (row for before, part, _ in parts for _, row in _parsed(piece, before, part))
     batch: list[Row] = []
     for row in found:
         batch.append({name: row[name] for name in columns if name in row})
@@ -99,25 +99,28 @@ class _Missing:
 # JSON Lines
 
 
-def _jsonl_chunks(piece: Piece, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Whole lines of valid UTF-8, and the number of lines before them in the piece."""
+def _jsonl_chunks(piece: Piece, stream: BinaryIO) -> Iterator[tuple[int, bytes, np.ndarray]]:
+    """Whole lines of valid UTF-8, the number of lines before them in the piece, and where
+    they end."""
     before = 0
     for chunk in chunks(blocks(stream), b"\n"):
-        yield before, checked(piece, before, chunk)
-        before += chunk.count(b"\n")
+        chunk = checked(piece, before, chunk)
+        ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
+        yield before, chunk, ends
+        before += len(ends)
 
 
 def _jsonl_tables(piece: Piece, columns: list[str], stream: BinaryIO) -> Iterator[pa.Table]:
-    for before, chunk in _jsonl_chunks(piece, stream):
-        table = _arrow_table(chunk, columns)
+    for before, chunk, ends in _jsonl_chunks(piece, stream):
+        table = _arrow_table(chunk, ends, columns)
         if table is None:
             table = _table(_parsed(piece, before, chunk), columns, partial(_at_line, piece))
         yield table
 
 
-def _arrow_table(chunk: bytes, columns: list[str]) -> pa.Table | None:
+def _arrow_table(chunk: bytes, ends: np.ndarray, columns: list[str]) -> pa.Table | None:
     """The fast way, in C++; None where the chunk holds anything that is to be looked at."""
-    rows = _row_count(chunk)
+    rows = _row_count(chunk, ends)
     if rows is None or len(chunk) > 2**31 - 64:
         return None
     if rows == 0:
@@ -134,15 +137,15 @@ def _arrow_table(chunk: bytes, columns: list[str]) -> pa.Table | None:
     return table if table.num_rows == rows else None
 
 
-def _row_count(chunk: bytes) -> int | None:
-    """How many lines hold an object and nothing else, by their first and last sign; None
-    where a line holds anything else.
+def _row_count(chunk: bytes, ends: np.ndarray) -> int | None:
+    """How many lines, which end at `ends`, hold an object and nothing else, by their first
+    and last sign; None where a line holds anything else.
 
     pyarrow takes objects that share a line or span lines, which is no JSON Lines, and
     crashes on a first row that is a bare null: no such chunk may get there.
     """
     data = np.frombuffer(chunk, np.uint8)
-    ends = np.flatnonzero(data[:-1] == ord("\n"))
+    ends = ends[ends < len(data) - 1]
     for end in (b"\n", b"\r\n"):  # quick for what files mostly look like
         edge = enumerate(b"}" + end + b"{", -len(end))
         around = chunk.startswith(b"{") and chunk.endswith((b"}" + end, b"}"))
