@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import unicodedata
 from itertools import pairwise
 
 import numpy as np
@@ -161,3 +162,9 @@ def test_arrays_made_without_pandas_are_those_of_pyarrow():
     for dtype in (np.uint16, np.int32, np.int64, np.uint32):
         values = np.arange(9, dtype=dtype)[::2]
         assert as_arrow(values).equals(pa.array(values))
+
+
+def test_blocks_that_are_settled_were_whole_in_unicode_3_2():
+    known = unicodedata.ucd_3_2_0.category
+    blocks = [range(first, last + 1) for first, last in engines.SETTLED_BLOCKS]
+    assert all(known(chr(number)) != "Cn" for block in blocks for number in block)

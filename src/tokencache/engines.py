@@ -33,9 +33,15 @@ NAMES = ("auto", "gigatoken", "tokenizers")
 SLICE_BYTES = 2 * 2**20
 
 # Of each batch this share is encoded by the reference too, within these bounds.
-SAMPLE_SHARE = 1 / 256
+SAMPLE_SHARE = 1 / 1024
 SAMPLE_BYTES = (8 * 2**10, 64 * 2**10)
-SAMPLE_CHARACTERS = 16 * 2**10  # of one text at most
+SAMPLE_CHARACTERS = 4 * 2**10  # of one text at most
+
+# All of these were assigned in Unicode 3.2: ideographs, syllables, private use.
+SETTLED_BLOCKS = (
+    (0x3400, 0x4DB5), (0x4E00, 0x9FA5), (0xAC00, 0xD7A3), (0xD800, 0xFA2D),
+    (0x20000, 0x2A6D6), (0x2F800, 0x2FA1D),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -210,15 +216,22 @@ def unsettled_characters() -> str:
     assigned they were no letters either. What Python does not know may be anything, and
     so may what lies beyond the first planes, but for private use.
     """
-    kinds = map(unicodedata.ucd_3_2_0.category, map(chr, range(0x40000)))
-    settled = np.fromiter(map("Cn".__ne__, kinds), bool, 0x40000)
-    others = np.flatnonzero(~settled)
-    kinds = map(unicodedata.category, map(chr, others.tolist()))
-    settled[others] = np.fromiter((kind[0] in "SP" for kind in kinds), bool, len(others))
+    settled = np.zeros(0x40000, bool)
+    for first, last in SETTLED_BLOCKS:
+        settled[first : last + 1] = True
+    # Beyond them there are no signs, and to ask for each character is what takes time.
+    others = np.flatnonzero(~settled[:0x20000])
+    kinds = map(_is_settled, map(chr, others.tolist()))
+    settled[others] = np.fromiter(kinds, bool, len(others))
     edges = np.flatnonzero(np.diff(settled, prepend=False, append=False)).reshape(-1, 2)
     found = [*(edges - [0, 1]).tolist(), [0xF0000, 0xFFFFD], [0x100000, 0x10FFFD]]
     ranges = "".join(f"\\x{{{first:x}}}-\\x{{{last:x}}}" for first, last in found)
     return f"[^{ranges}]"
+
+
+def _is_settled(character: str) -> bool:
+    kind = unicodedata.category(character)
+    return kind[0] in "SP" or unicodedata.ucd_3_2_0.category(character) != "Cn"
 
 
 class Engines:
