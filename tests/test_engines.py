@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from conftest import PIECES, PUBLISHED, SPECIALS, TOYS, make_text, make_texts
 
-from tokencache import engines, loss_spans, token_bytes, tokenizers
+from tokencache import engines, loss_spans, machine, token_bytes, tokenizers
 from tokencache.documents import Spans
 from tokencache.readers import as_arrow, as_texts
 from tokencache.references import Reference
@@ -168,3 +168,18 @@ def test_blocks_that_are_settled_were_whole_in_unicode_3_2():
     known = unicodedata.ucd_3_2_0.category
     blocks = [range(first, last + 1) for first, last in engines.SETTLED_BLOCKS]
     assert all(known(chr(number)) != "Cn" for block in blocks for number in block)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_texts_in_parts_give_the_ids_of_all(folder, monkeypatch, name):
+    """Each thread encodes a part of a batch where caches are forgotten."""
+    monkeypatch.setattr(engines, "PART_BYTES", 1)
+    monkeypatch.setenv(machine.RAYON, "3")
+    monkeypatch.setattr(machine, "_chosen", None)
+    found = engines.Engines(folder(name), "gigatoken")
+    assert found.current._forgets == (name == "llama")
+    for texts in (make_texts(200, seed=3), ["", "", "a b", "c", ""], ["one", ""]):
+        array = pa.array(["sliced off", *texts], pa.large_string()).slice(1)
+        encoded, wanted = found.encode(array), found.reference.encode(array)
+        assert encoded.offsets.tolist() == wanted.offsets.tolist()
+        assert encoded.ids.tolist() == wanted.ids.tolist()

@@ -11,9 +11,10 @@ import copy
 import re
 import unicodedata
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain
+from functools import lru_cache, partial
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from . import machine
 from .errors import UserError
 from .readers import as_arrow, as_numpy, as_texts
 from .tokenizers import opened, probe
@@ -31,6 +33,9 @@ NAMES = ("auto", "gigatoken", "tokenizers")
 
 # The `tokenizers` library makes some 100 bytes a token, so it gets this much text at once.
 SLICE_BYTES = 2 * 2**20
+
+# Of text, which one thread of gigatoken gets at least.
+PART_BYTES = 2**20
 
 # Of each batch this share is encoded by the reference too, within these bounds.
 SAMPLE_SHARE = 1 / 1024
@@ -152,6 +157,10 @@ class Gigatoken:
         self._awkward = awkward
         content = (folder / "tokenizer.json").read_bytes()
         self._tokenizer = _guarded(gigatoken.Tokenizer.from_json, content)
+        # SentencePiece's kind begins with empty caches for each MiB, unless it is called in
+        # one thread: then once a call.
+        backend = self._tokenizer.backend
+        self._forgets = isinstance(backend, gigatoken.gigatoken_rs.SentencePieceTokenizer)
 
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
         unsettled = _unsettled(texts)
@@ -165,9 +174,21 @@ class Gigatoken:
         return self._tokenizer.vocab
 
     def _encode(self, texts: pa.LargeStringArray) -> Encoded:
+        threads = machine.settings().rayon.amount
+        size = int(buffers(texts)[0][-1])
+        if not self._forgets or len(texts) < threads or size < threads * PART_BYTES:
+            return self._call(texts)
+        with ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(partial(self._call, parallel=False), _parts(texts, threads)))
+        lengths = [np.zeros(1, np.int64), *(np.diff(part.offsets) for part in found)]
+        ids = np.concatenate([part.ids for part in found])
+        return Encoded(ids, np.cumsum(np.concatenate(lengths)))
+
+    def _call(self, texts: pa.LargeStringArray, parallel: bool = True) -> Encoded:
         if not len(texts):
             return Encoded(np.zeros(0, np.uint32), np.zeros(1, np.int64))
-        layout = _guarded(self._tokenizer.encode_batch, self._wrapped(texts)).layout
+        call = partial(self._tokenizer.encode_batch, parallel=parallel)
+        layout = _guarded(call, self._wrapped(texts)).layout
         offsets = np.asarray(layout.offsets.data)
         ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
         return Encoded(ids, offsets.astype(np.int64) - offsets[0])
@@ -182,6 +203,14 @@ class Gigatoken:
                 index.Index64(offsets), characters, parameters={"__array__": "string"}
             )
         )
+
+
+def _parts(texts: pa.LargeStringArray, count: int) -> list[pa.LargeStringArray]:
+    """The same texts in so many parts of about the same size."""
+    offsets, _ = buffers(texts)
+    edges = np.searchsorted(offsets, np.linspace(0, offsets[-1], count + 1)).tolist()
+    edges[-1] = len(texts)  # there may be empty ones at the end
+    return [texts.slice(start, stop - start) for start, stop in pairwise(edges)]
 
 
 def _unsettled(texts: pa.LargeStringArray) -> np.ndarray:
