@@ -22,9 +22,7 @@ from . import checkpoints as saved
 from . import collectives, metrics, ranks
 from .batching import Batches, Rows, evaluation_batches
 from .collate import COUNTS, IGNORED, NO_ROW, NUMBERS, Collator, Split
-from .collate import COUNTS, IGNORED, NUMBERS, Collator, Split
 from .errors import Stopped, UserError
-from .errors import UserError
 from .meter import Meter
 from .metrics import say
 from .progress import Progress
