@@ -13,7 +13,6 @@ from tokencache.config import load
 from tokencache.errors import UserError
 from tokencache.files import hash_file, key_of, published, read_json
 from tokencache.manifest import beside
-from tokencache.operate import checks
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from ..errors import UserError
 from ..files import key_of, make_folder, read_json
 from ..inventory import CACHE_FILE, QUARANTINE, RUN_FILE, targets
 from ..plan import PLANS, Plan
-from .checks import Thing, confirmed, written
 from .experiment import plan_of
+from .integrity import Thing, confirmed, written
 from .made_of import fetched_folders, shards
 
 Names = tuple[str, str, int]  # model, data set, max_length

@@ -14,9 +14,9 @@ from typing import Any
 from ..config import Config
 from ..errors import UserError
 from ..progress import Progress
-from . import checks, repair
-from .checks import Thing, Unchecked
+from . import integrity, repair
 from .experiment import add_config_words, config_of
+from .integrity import Thing, Unchecked
 from .repair import Finding
 from .tables import show
 
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _chosen(config: Config, wanted: list[Path]) -> list[Thing]:
     """What is looked at: everything, or some caches with what they are made of."""
-    things = list(checks.everything(config.cache, config.results))
+    things = list(integrity.everything(config.cache, config.results))
     if not wanted:
         return things
     chosen: dict[Path, None] = {}
@@ -88,7 +88,7 @@ def _checked(things: list[Thing]) -> tuple[list[Finding], list[tuple[Thing, str]
             state, wrong = one.state(), []
             end = progress.done + one.bytes
             try:
-                wrong = checks.confirmed(one, progress.update)
+                wrong = integrity.confirmed(one, progress.update)
             except Unchecked as why:
                 unchecked.append((one, str(why)))
             progress.update(max(0, end - progress.done))
@@ -103,7 +103,7 @@ def _of_views(things: list[Thing], damaged: set[Path]) -> list[Finding]:
     real = {os.path.realpath(path) for path in damaged}
     for one in things:
         if one.kind == "cache" and one.path not in damaged:
-            wrong, missing = checks.of_view(one.path, real)
+            wrong, missing = integrity.of_view(one.path, real)
             if wrong:
                 found.append(Finding(one, "; ".join(wrong), one.state()))
             lost |= dict.fromkeys(map(_plain, missing))
@@ -133,7 +133,7 @@ def _compared(config: Config, caches: list[Path], count: int, found: list[Findin
         for path, problems in wrong.items():
             kind = "cache" if path == folder else "token shard"
             more = f" (and {len(problems) - 1} more rows)" if problems[1:] else ""
-            thing = checks.thing(kind, path)
+            thing = integrity.thing(kind, path)
             found.append(Finding(thing, problems[0] + more, thing.state()))
     return made
 
