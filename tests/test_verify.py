@@ -11,6 +11,7 @@ from experiment import CONFIG, Experiment
 from tokencache import inventory
 from tokencache.config import load
 from tokencache.errors import UserError
+from tokencache.operate import integrity
 from tokencache.files import hash_file, key_of, published, read_json
 from tokencache.manifest import beside
 
@@ -28,7 +29,7 @@ def done(tmp_path_factory):
 
 @pytest.fixture
 def experiment(done, tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "RECHECK_SECONDS", 0)
+    monkeypatch.setattr(integrity, "RECHECK_SECONDS", 0)
     return Experiment(shutil.copytree(done.folder, tmp_path / "e"))
 
 

@@ -64,7 +64,8 @@ def _untrained(name: str, split: Split) -> Place | None:
         return None
     for start in range(0, len(split), ROWS_AT_ONCE):
         rows = split.rows[start : start + ROWS_AT_ONCE]
-        trained = rows.sums(split.gather.trained(rows.windows, rows.packed))
+        # Packed, a document's first token is none.
+        trained = rows.sums(split.gather.trained(rows.windows)[int(rows.packed)])
         nothing = np.flatnonzero(trained == 0)
         if len(nothing):
             return name, int(split.rows.first[start + nothing[0]])
