@@ -11,9 +11,9 @@ from experiment import CONFIG, Experiment
 from tokencache import inventory
 from tokencache.config import load
 from tokencache.errors import UserError
-from tokencache.operate import integrity
 from tokencache.files import hash_file, key_of, published, read_json
 from tokencache.manifest import beside
+from tokencache.operate import integrity
 
 
 @pytest.fixture(scope="module")
