@@ -73,14 +73,22 @@ class Measured:
         for folder in inventory.cache_folders(cache):
             with suppress(OSError, ValueError, KeyError):
                 about = inventory.brief(folder)
-                log = LOGS / "pack" / folder.relative_to(cache).with_suffix(".tsv")
-                if log.exists():
-                    self.packing += Rate(_tokens(about), seconds_in(log), 1)
                 self.caches[folder] = about
+                if logs := list(_logs_of_packing(folder)):
+                    self.packing += Rate(_tokens(about), sum(map(seconds_in, logs)), len(logs))
 
     def tokenizing_by(self, tokenizer: str) -> Rate:
         """Of one tokenizer, or where it tokenized nothing yet, of all."""
         return self.tokenizing.get(tokenizer) or sum(self.tokenizing.values(), Rate())
+
+
+def _logs_of_packing(folder: Path) -> Iterator[Path]:
+    """Of all jobs that made a cache, if this is where they ran."""
+    model, dataset, name = folder.parts[-3:]
+    log = LOGS / "pack" / model / dataset / f"{name}.tsv"
+    if log.exists():
+        yield log
+        yield from (LOGS / "pack_part" / model / dataset / f".{name}.parts").glob("*.tsv")
 
 
 def tokenizing() -> dict[str, Rate]:

@@ -33,25 +33,16 @@ def run(arguments: argparse.Namespace) -> None:
         "fetched data": _sum(keyed_folders(cache, "sources", "fetched data")),
         "runs": _total(map(size_of, runs)),
     }
-    again = {key: times - 1 for key, times in used.items() if times > 1 and key in shards}
+    unneeded = (thing for key, thing in shards.items() if key not in used)
     about = {
         "cache": str(cache),
         "results": results and str(results),
         **{kind.replace(" ", "_"): total for kind, total in totals.items()},
         "views": sum(one.format == "view" for one in found),
-        "token_shards_unneeded": None if unknown else _sum(
-            thing for key, thing in shards.items() if key not in used),
+        "token_shards_unneeded": None if unknown else _sum(unneeded),
         "unreadable": [one.name for one in unknown],
-        "sharing": {
-            "token_shards_of_each_alone": sum(again.values()) + len(used.keys() & shards.keys()),
-            "token_shards": len(used.keys() & shards.keys()),
-            "bytes_saved": sum(shards[key].bytes * more for key, more in again.items()),
-            "source_bytes_saved": sum(source_bytes[key] * more for key, more in again.items()),
-        },
-    }  # fmt: skip
-    rate = sum(costs.tokenizing().values(), costs.Rate())
-    saved = about["sharing"]["source_bytes_saved"]
-    about["sharing"]["seconds_saved"] = rate.seconds_for(saved)
+        "sharing": _sharing(used, source_bytes, shards),
+    }
     if arguments.json:
         show_json(about)
     else:
@@ -71,6 +62,22 @@ def _uses(found: list[Cache]) -> tuple[Counter[str], dict[str, int], list[Cache]
             used.update(needs.tokens.keys())
             source_bytes |= needs.tokens
     return used, source_bytes, unknown
+
+
+def _sharing(
+    used: Counter[str], source_bytes: dict[str, int], shards: dict[str, Thing]
+) -> dict[str, Any]:
+    """What it would have taken to tokenize for each cache alone, of token shards that are there."""
+    times = {key: number for key, number in used.items() if key in shards}
+    saved = sum(source_bytes[key] * (number - 1) for key, number in times.items())
+    rate = sum(costs.tokenizing().values(), costs.Rate())
+    return {
+        "token_shards_of_each_alone": sum(times.values()),
+        "token_shards": len(times),
+        "bytes_saved": sum(shards[key].bytes * (number - 1) for key, number in times.items()),
+        "source_bytes_saved": saved,
+        "seconds_saved": rate.seconds_for(saved),
+    }
 
 
 def _sum(things: Iterable[Thing]) -> dict[str, int]:

@@ -69,7 +69,7 @@ def count(number: int, what: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    return f"{seconds / 60:,.1f} minutes" if seconds >= 6 else f"{seconds:.1f} seconds"
+    return f"{seconds / 60:,.1f} minutes" if seconds >= 60 else f"{seconds:.1f} seconds"
 
 
 def ago(when: float | None) -> str:
