@@ -245,8 +245,9 @@ def test_rows_that_differ_are_told_with_where_they_went_wrong(experiment, capsys
     assert verify(experiment, capsys)[0] == 0, "its checksums are right"
     status, said = verify(experiment, capsys, str(folder), "--deep", "100000")
     assert status == 1
-    [found] = said["damaged"]
-    assert found["kind"] == "token shard" and found["path"].endswith(f"{key}.arrow")
+    of_cache, of_shard = said["damaged"]
+    assert of_cache["kind"] == "cache" and of_cache["path"] == str(experiment.cache("plain"))
+    assert of_shard["kind"] == "token shard" and of_shard["path"].endswith(f"{key}.arrow")
     [one] = said["compared"]
     assert one["same"] == one["rows"] - 1
     assert "input_ids at 2 is 7, and by Hugging Face's tokenizer" in one["differing"][0]
@@ -272,6 +273,16 @@ def rewrite(shard):
     beside(shard).write_text(json.dumps(made))
 
 
+def test_rows_of_what_is_damaged_are_not_compared(experiment, capsys):
+    shards = read_json(experiment.folder / experiment.cache("plain") / "cache.json")["sources"]
+    key = shards["train"][0]["shards"][0]["tokens"]
+    flip(next((experiment.folder / "cache").rglob(f"{key}.arrow")))
+    status, said = verify(experiment, capsys, "cache/one/plain", "--deep", "3")
+    assert status == 1 and len(said["damaged"]) == 1
+    [[why, rows]] = said["compared"][0]["not_compared"].items()
+    assert why.endswith(f"{key}.arrow is damaged") and rows == 3
+
+
 def test_what_can_not_be_compared_is_told_and_is_no_failure(experiment, capsys):
     lines = (experiment.folder / "data/a.jsonl").read_text().splitlines()
     del lines[20]
@@ -291,5 +302,6 @@ def test_what_can_not_be_compared_is_told_and_is_no_failure(experiment, capsys):
     shutil.rmtree(view_of(experiment))
     status, said = verify(experiment, capsys, "--deep", "2")
     assert status == 0
-    assert all("is gone, so which documents" in next(iter(one["not_compared"]))
-               for one in said["compared"])  # fmt: skip
+    for one in said["compared"]:
+        [why] = one["not_compared"]
+        assert why.startswith("its token shard cache/tokens/") and why.endswith(".arrow is gone")

@@ -30,14 +30,15 @@ from .made_of import Changed, Sources, SourceShard
 class Compared:
     """What became of the rows of a cache that were chosen.
 
-    rows: how many; same: those that are as they should be; differing: (token shard or cache,
-    what is wrong); not_compared: how many of the rows, by the reason.
+    rows: how many; same: those that are as they should be; differing: of each other row what is
+    wrong, and where: the cache, and token shards that have it wrong already; not_compared: how
+    many of the rows, by the reason.
     """
 
     cache: str
     rows: int = 0
     same: int = 0
-    differing: list[tuple[Path, str]] = field(default_factory=list)
+    differing: list[tuple[list[Path], str]] = field(default_factory=list)
     not_compared: Counter[str] = field(default_factory=Counter)
 
 
@@ -50,29 +51,36 @@ class _Place:
     start: int
 
 
-def compare(config: Config, folder: Path, count: int, draw: np.random.Generator) -> Compared:
+def compare(
+    config: Config, folder: Path, count: int, draw: np.random.Generator, damaged: set[Path]
+) -> Compared:
     """Compare `count` random rows of a cache, or all where it has no more.
 
-    What can't be compared, because something is missing or was changed since, is told and no
-    error.
+    What can't be compared, because something is missing, was changed since or is `damaged`, is
+    told and no error; of what is damaged nothing is opened.
     """
     about = read_json(folder / CACHE_FILE)
     total = sum(split["rows"] for split in about["splits"].values())
     found = Compared(str(folder), min(count, total))
     try:
-        rows = _Rows(config, folder, about)
+        rows = _Rows(config, folder, about, damaged)
         chosen = draw.choice(total, found.rows, replace=False).tolist()
         rows.compare(chosen, found)
     except Changed as why:
-        found.not_compared[str(why)] = found.rows - found.same - len(found.differing)
+        found.not_compared[str(why)] = found.rows
+    except UserError as error:
+        found.differing = [([folder], str(error))]
     return found
 
 
 class _Rows:
     """The rows of a cache, and which documents they are of."""
 
-    def __init__(self, config: Config, folder: Path, about: dict[str, Any]) -> None:
+    def __init__(
+        self, config: Config, folder: Path, about: dict[str, Any], damaged: set[Path]
+    ) -> None:
         self.config, self.folder, self.about = config, folder, about
+        self.damaged = damaged
         self.shards = made_of.shards(about)
         self.recipes = made_of.recipes(about)
         self.tokenizer = Path(tokenizer_path(config.cache, about["tokenizer"]["key"]))
@@ -82,8 +90,7 @@ class _Rows:
     def _splits(self) -> dict[str, SplitRows | PairRows]:
         """The rows by the arithmetic that made them. Raises Changed where it lacks something."""
         about = self.about
-        if not self.tokenizer.exists():
-            raise Changed(f"its tokenizer {self.tokenizer} is gone")
+        self._check("tokenizer", self.tokenizer)
         if not made_of.is_in_order(about):
             raise Changed("its cache.json does not tell the order of its sources")
         self.sources, sides = {}, [{}, {}]
@@ -95,13 +102,9 @@ class _Rows:
             for side in range(len(self.recipes)):
                 paths = [self.path_of((side, split, n)) for n in range(len(shards))]
                 sides[side][split] = {"paths": paths, "shards": [name for _, name in named]}
-        gone = [path for side in sides for part in side.values() for path in part["paths"]
-                if not Path(path).exists()]  # fmt: skip
-        if gone:
-            raise Changed(
-                f"its token shard {gone[0]} is gone, so which documents are in its rows is not "
-                "known"
-            )
+        for path in (path for side in sides for part in side.values() for path in part["paths"]):
+            # Which documents are in a row follows from the lengths of all.
+            self._check("token shard", Path(path))
         special = self.recipes[0]["add_special_tokens"]
         tokens = {
             "prefix": len(about["tokenizer"]["prefix"]) if special else 0,
@@ -110,6 +113,11 @@ class _Rows:
             "targets": sides[1],
         }
         return pack.split_rows(about["settings"], tokens)[0]
+
+    def _check(self, what: str, path: Path) -> None:
+        if path in self.damaged or not path.exists():
+            state = "damaged" if path in self.damaged else "gone"
+            raise Changed(f"its {what} {path} is {state}")
 
     def path_of(self, place: tuple[int, str, int]) -> str:
         side, split, number = place
@@ -168,6 +176,8 @@ class _Rows:
                 side, split, number = place
                 shard: SourceShard = self.shards[split][number]
                 try:
+                    if Path(shard.fetched) in self.damaged:
+                        raise Changed(f"{shard.fetched} is damaged")
                     piece, digest = there.piece(shard, self.sources[split][number])
                     for n, document in made[side].documents(piece, digest, numbers):
                         documents[place, n] = document
@@ -178,8 +188,8 @@ class _Rows:
 
     def _wrong(
         self, split: str, number: int, places: list[list[_Place]], documents: dict
-    ) -> tuple[Path, str] | None:
-        """What is wrong with a row, and whether that is so in a token shard already."""
+    ) -> tuple[list[Path], str] | None:
+        """Where a row is wrong, and what is."""
         row = _lists(self.opened[split], number)
         wanted = self._wanted(places, documents)
         different = [name for name in wanted if row[name] != wanted[name]]
@@ -188,11 +198,13 @@ class _Rows:
         where = f"{split} row {number}: {different[0]} {_first(row, wanted, different[0])}"
         rows = self.splits[split]
         sides = [rows.source, rows.target] if isinstance(rows, PairRows) else [rows]
-        for side, its_places in zip(sides, places, strict=True):
-            for place in its_places:
-                if _ids_of(side, place) != documents[place.shard, place.number].ids:
-                    return Path(self.path_of(place.shard)), f"{where}, as in {self.folder}"
-        return self.folder, where
+        shards = {
+            Path(self.path_of(place.shard)): None
+            for side, its_places in zip(sides, places, strict=True)
+            for place in its_places
+            if _ids_of(side, place) != documents[place.shard, place.number].ids
+        }
+        return [self.folder, *shards], f"{self.folder}, {where}"
 
     def _wanted(self, places: list[list[_Place]], documents: dict) -> dict[str, list[int]]:
         windows = [

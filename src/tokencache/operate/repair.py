@@ -30,11 +30,15 @@ Names = tuple[str, str, int]  # model, data set, max_length
 
 @dataclass
 class Finding:
-    """Something damaged: what is wrong with it, and what became of it."""
+    """Something damaged: what is wrong with it, and what became of it.
+
+    by_rows: its bytes are as they were written, but rows differ from Hugging Face's tokenizer's.
+    """
 
     thing: Thing
     problem: str
     state: Any = None
+    by_rows: bool = False
     quarantine: str | None = None
     repaired: bool = False
     fate: str = ""
@@ -72,11 +76,9 @@ def _put_away(one: Finding, cache: Path, place: Path) -> None:
             make_folder(aside.parent)
             with suppress(FileNotFoundError):
                 os.rename(path, aside)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename}: it can't be moved to {place}: {error.strerror}; its owner or who "
-            "may write in its folder can"
-        ) from None
+    except (OSError, UserError) as error:
+        one.fate = f"it can't be put away: {error}; its owner, or who may write in its folder, can"
+        return
     one.quarantine = str(place / os.path.relpath(one.thing.path, cache))
     one.fate = "in quarantine"
 
@@ -248,7 +250,10 @@ def _settle(one: Finding, before: Any) -> None:
     if wrong:
         one.fate = f"made again, and damaged again: {wrong[0]}{where}"
         return
-    one.repaired = True
     now = written(one.thing)
+    one.repaired = not (one.by_rows and before == now)
+    if not one.repaired:
+        one.fate = f"made again, the same bytes, so tokencache is wrong: report it{where}"
+        return
     as_before = "" if before is None else f", {'the same' if before == now else 'other'} bytes"
     one.fate = f"made again{as_before}{where}"

@@ -48,9 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments)
     things = _chosen(config, arguments.caches)
     found, unchecked = _checked(things)
-    damaged = {one.thing.path for one in found}
-    caches = [one.path for one in things if one.kind == "cache" and one.path not in damaged]
-    compared = _compared(config, caches, arguments.deep, found) if arguments.deep else []
+    compared = _compared(config, things, arguments.deep, found) if arguments.deep else []
     if arguments.quarantine or arguments.repair:
         uses = repair.Uses(config)
         repair.quarantine(found, config.cache)
@@ -117,24 +115,23 @@ def _plain(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if inside else path
 
 
-def _compared(config: Config, caches: list[Path], count: int, found: list[Finding]) -> list[Any]:
-    """Rows made again, of caches whose bytes are as they were written."""
+def _compared(config: Config, things: list[Thing], count: int, found: list[Finding]) -> list[Any]:
+    """Rows made again, of caches whose bytes are as they were written; adds to what was found."""
     import numpy as np
 
     from .deep import compare
 
-    made, draw = [], np.random.default_rng()
-    for folder in caches:
-        one = compare(config, folder, count, draw)
-        made.append(one)
-        wrong: dict[Path, list[str]] = {}
-        for path, problem in one.differing:
+    damaged, draw = {one.thing.path for one in found}, np.random.default_rng()
+    folders = [one.path for one in things if one.kind == "cache" and one.path not in damaged]
+    made = [compare(config, folder, count, draw, damaged) for folder in folders]
+    wrong: dict[Path, list[str]] = {}
+    for paths, problem in (differing for one in made for differing in one.differing):
+        for path in paths:
             wrong.setdefault(path, []).append(problem)
-        for path, problems in wrong.items():
-            kind = "cache" if path == folder else "token shard"
-            more = f" (and {len(problems) - 1} more rows)" if problems[1:] else ""
-            thing = integrity.thing(kind, path)
-            found.append(Finding(thing, problems[0] + more, thing.state()))
+    for path, problems in wrong.items():
+        thing = integrity.thing("cache" if path in folders else "token shard", path)
+        more = f" (and {len(problems) - 1} more rows)" if problems[1:] else ""
+        found.append(Finding(thing, problems[0] + more, thing.state(), by_rows=True))
     return made
 
 
