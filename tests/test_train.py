@@ -283,7 +283,7 @@ def test_the_log_is_plain_lines(cache, tokenizer, tmp_path, capfd):
         assert part in said
     for line in (
         "precision ",
-        "attention sdpa: ",
+        "attention sdpa (auto: ",
         "optimizer adamw_torch_fused: ",
         "workers 0 (",
         "batches 4 rows a step, ",

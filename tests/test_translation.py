@@ -164,7 +164,7 @@ def test_resumed_to_the_byte(size, step, cache, tokenizer, tmp_path, monkeypatch
         # 45 rows are five steps of 8 and one of 5, which is 3 rows for one rank, 2 for the other.
         {"per_device_train_batch_size": 8},
         # These are 11 batches: one rank has none in the last step of an epoch.
-        {"max_tokens": 48, "gradient_accumulation_steps": 2},
+        {"max_tokens": 48, "gradient_accumulation_steps": 2, "fsdp": True},
     ],
 )
 def test_two_processes_are_as_good_as_one(size, cache, tokenizer, tmp_path):
