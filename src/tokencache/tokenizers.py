@@ -166,9 +166,13 @@ def check_architecture(architecture: dict[str, Any], tokens: int, model: str) ->
         )
 
 
-@lru_cache(maxsize=4)
 def opened(folder: Path) -> Tokenizer:
     """The tokenizer of a materialized folder, for encoding; transformers is not loaded."""
+    return _opened(folder.absolute(), (folder / TOKENIZER_FILE).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _opened(folder: Path, _: int) -> Tokenizer:
     backend = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     settings = read_json(folder / CONFIG_FILE)
     backend.encode_special_tokens = settings.get("split_special_tokens", False)
