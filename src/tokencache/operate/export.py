@@ -184,13 +184,14 @@ class _Endings:
 def _manifest(
     cache: Path, name: str, about: dict[str, Any], splits: dict[str, Split], ending: _Endings
 ) -> dict[str, Any]:
-    names = ("key", "model", "dataset", "settings", "recipe", "sources", "versions")
+    names = ("key", "model", "dataset", "settings", "recipe", "versions")
+    files = {split: [file["path"] for file in found] for split, found in about["sources"].items()}
     kinds = {name: str(split.dtype) for name, split in splits.items()}
     facts = about["tokenizer"]
     return {
         "format": name,
         "tokencache": __version__,
-        "cache": {name: about[name] for name in names} | {"path": str(cache)},
+        "cache": {name: about[name] for name in names} | {"path": str(cache), "sources": files},
         "tokenizer": {key: facts[key] for key in ("key", "vocab_size", "bos_token", "eos_token")},
         "splits": {name: about["splits"][name] | {"ids": kinds[name]} for name in splits},
         "loss_mask": "kept" if FORMATS[name].masks and _masked(about) else
