@@ -132,8 +132,10 @@ class _Tools:
         if recipe["form"] == "messages":
             from . import chat  # with Jinja, which most data sets don't need
 
-            # Templates with {% generation %} have a mask in transformers, odd cases included.
-            as_transformers = chat.inspect(recipe["chat_template"]).generation
+            # Templates with {% generation %} have a mask in transformers, odd cases included,
+            # of what the assistant says, whole.
+            whole = recipe.keys().isdisjoint(("roles_to_train", "train_on_eos"))
+            as_transformers = whole and chat.inspect(recipe["chat_template"]).generation
         if as_transformers not in self._finders:
             made = Finder(self._folder, self.engines, as_transformers)
             self._finders[as_transformers] = made
