@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 
 import datasets
 import pytest
@@ -13,7 +14,7 @@ from datafiles import fails, source, write
 from transformers import AutoTokenizer
 from workflow import write_rows
 
-from tokencache import conversations, documents, jobs
+from tokencache import conversations, documents, jobs, sources
 from tokencache.chat import Chat
 from tokencache.config import load
 from tokencache.dataset_config import Dataset
@@ -307,8 +308,16 @@ def test_what_is_new_is_in_the_recipe_only_where_it_is_said():
     assert found["messages"] == ["m", "n"] and found["roles_to_train"] == ["assistant", "user"]
     assert not found["train_on_eos"]
     assert documents.needed_columns(found) == ["m", "n", "s"]
+
+
+def test_an_end_token_in_the_template_is_not_trained_on_either(tmp_path):
     ended = {"prompt": "a", "completion": "{b}{eos_token}"}
-    assert recipe(ended, loss="completion", train_on_eos=False)["untrained_end"] == len("</s>")
+    made = recipe(ended, loss="completion", train_on_eos=False)
+    path = write(tmp_path / "a.jsonl", '{"a": "Q", "b": "yes"}\n{"a": "Q", "b": ""}\n')
+    piece = sources.Piece(source(path), 0, os.path.getsize(path))
+    [batch] = documents.render(made, piece, sources.digest(piece))
+    assert batch.texts.to_pylist() == ["Qyes</s>", "Q</s>"]
+    assert batch.spans.lists() == [[(1, 4)], []]
 
 
 def test_instructions_without_an_input_are_prompts_and_completions():
