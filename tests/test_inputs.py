@@ -301,6 +301,9 @@ def test_what_is_new_is_in_the_recipe_only_where_it_is_said():
     assert found.keys() == plain and found["messages"] == "m"
     same = recipe({"messages": ["m"]}, loss="assistant", roles_to_train="gpt", train_on_eos=True)
     assert same == found
+    settings = {"loss": "assistant", "roles_to_train": ["user"], "train_on_eos": False}
+    whole = Dataset(files=["-"], document={"messages": "m"}, **settings).wholly_trained()
+    assert documents.recipe(whole, TEMPLATE, SPECIALS) == recipe({"messages": "m"})
     found = recipe(
         {"messages": ["m", "n"], "system": "s"}, loss="assistant",
         roles_to_train=["user", "gpt"], train_on_eos=False,

@@ -127,6 +127,11 @@ class Dataset(Section):
         """Whether nothing says how a row becomes a document."""
         return "document" not in self.model_fields_set and self.hub is None
 
+    def wholly_trained(self) -> Dataset:
+        """The same documents with the loss on all of them, as a tokenizer is trained on them."""
+        whole = {"loss": "all", "roles_to_train": ["assistant"], "train_on_eos": True}
+        return self.model_copy(update=whole)
+
     @model_validator(mode="after")
     def _consistent(self) -> Dataset:
         if (self.files is None) == (self.hub is None):

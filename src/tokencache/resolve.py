@@ -220,7 +220,7 @@ class _Resolver:
             raise UserError(f"tokenizers.{name}.{error}") from None
         texts = []
         for dataset_name in settings.dataset:
-            dataset = self.dataset(dataset_name).model_copy(update={"loss": "all"})
+            dataset = self.dataset(dataset_name).wholly_trained()
             where = f"tokenizers.{name}"
             template = chat.template_text(dataset.document.chat_template)
             used = facts | ({"chat_template": template} if template is not None else {})
