@@ -28,6 +28,8 @@ from .readers import (
 
 Row = dict[str, Any]
 
+STEP_BYTES = 2**18  # that are looked through at a time
+
 # A line that starts or ends with anything but an object's brace.
 _NO_OBJECT = re.compile(rb"^[ \t\r]*[^ \t\r\n{]|[^ \t\r\n}][ \t\r]*$", re.MULTILINE)
 
@@ -105,9 +107,17 @@ def _jsonl_chunks(piece: Piece, stream: BinaryIO) -> Iterator[tuple[int, bytes, 
     before = 0
     for chunk in chunks(blocks(stream), b"\n"):
         chunk = checked(piece, before, chunk)
-        ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
+        ends = _line_ends(chunk)
         yield before, chunk, ends
         before += len(ends)
+
+
+def _line_ends(chunk: bytes) -> np.ndarray:
+    """Where the newlines are. In steps, for which no memory must be asked of the system."""
+    data = np.frombuffer(chunk, np.uint8)
+    steps = range(0, max(1, len(data)), STEP_BYTES)
+    found = [np.flatnonzero(data[at : at + STEP_BYTES] == ord("\n")) + at for at in steps]
+    return np.concatenate(found)
 
 
 def _jsonl_tables(piece: Piece, columns: list[str], stream: BinaryIO) -> Iterator[pa.Table]:
