@@ -31,6 +31,9 @@ STAGES = {
     "train": ("RUN", "train one model on one cache"),
 }
 
+# Those that move much data, and load neither torch nor transformers.
+BULK = ("tokenize", "pack", "pack-part")
+
 
 def parser(called: str = "") -> argparse.ArgumentParser:
     """The parser; of the verbs, only the one that is called says what it understands."""
@@ -96,6 +99,8 @@ def run(arguments: argparse.Namespace) -> int | None:
     if ranks.launched():
         ranks.end_with_parent()
     chosen.apply()  # before the stage is imported
+    if arguments.command in BULK:
+        machine.keep_freed_memory()
     # Threads that spin while they wait for each other make jobs that share cores many times
     # slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -174,7 +179,7 @@ def command() -> NoReturn:
     second, and the system takes them all at once. What these stages write is on disk by then.
     """
     code = main()
-    if sys.argv[1] in ("tokenize", "pack", "pack-part"):
+    if sys.argv[1] in BULK:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -31,6 +31,10 @@ KEPT = "TOKENCACHE_"
 # The stages that do their work in several threads or processes, as many as one likes.
 SHARED_OUT = ("fetch", "train-tokenizer", "tokenize")
 
+# Numbers of glibc's mallopt, and how much freed memory it is to keep.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_BYTES = 2**28
+
 GB = 10**9
 MIB = 2**20
 BATCH_ROWS = 65_536
@@ -251,6 +255,20 @@ def use(settings: Settings) -> Settings:
 def settings() -> Settings:
     """Those of this process; chosen now, where nobody did before."""
     return _chosen or use(choose(here(), overrides(os.environ)))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for what comes next, instead of giving it back.
+
+    The arrays of each batch would be of new pages otherwise, which the system first fills with
+    zeros: up to a fifth of a tokenization job's time.
+    """
+    import ctypes
+
+    with suppress(AttributeError, OSError):  # neither macOS nor musl has it
+        mallopt = ctypes.CDLL(None).mallopt
+        for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            mallopt(threshold, KEPT_BYTES)
 
 
 # Looking
