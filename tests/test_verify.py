@@ -201,7 +201,7 @@ def test_while_caches_come_and_go(experiment, capsys):
         stop.set()
         thread.join()
     assert [(status, said["damaged"]) for status, said in found] == [(0, [])] * 8
-    assert {said["checked"]["cache"] for _, said in found} == {6, 7}
+    assert {said["checked"]["cache"] for _, said in found} <= {6, 7}
 
 
 def test_folders_of_earlier_versions_without_checksums(experiment, capsys):

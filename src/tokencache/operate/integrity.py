@@ -189,7 +189,6 @@ def _ids(folder: Path, wanted: str) -> list[str]:
     from ..probe import probe
     from ..tokenizers import opened
 
-    opened.cache_clear()  # it may have been another one a moment ago
     try:
         backend = opened(folder)
         found = [
