@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo cluster-demo cluster-stop test bench lint format site lock clean
+.PHONY: demo cluster-demo cluster-stop test bench bench-training lint format site lock clean
 .DELETE_ON_ERROR:
 
 # Remade when the locked versions change.
@@ -53,6 +53,11 @@ $(BENCH)/done: envs/bench.lock envs/bench-dolma.lock pyproject.toml
 
 bench: $(BENCH)/done
 	$(BENCH)/bin/python benchmarks/run.py --size $(SIZE) --rounds $(ROUNDS) $(MORE)
+
+# What each part of a training set-up is worth; settings, as `python benchmarks/training.py --help`
+# names them, in MORE.
+bench-training: $(VENV)/done
+	$(BIN)/python benchmarks/training.py $(MORE)
 
 lint: $(VENV)/done
 	$(BIN)/ruff check .

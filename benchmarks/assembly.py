@@ -33,7 +33,7 @@ def lengths(count: int, random: np.random.Generator) -> np.ndarray:
     return np.maximum(4, random.lognormal(5.1, 1.1, count)).astype(np.int64)
 
 
-def make_shards(folder: Path, tokens: int, masked: bool) -> list[str]:
+def make_shards(folder: Path, tokens: int, masked: bool, ids_below: int = 50_000) -> list[str]:
     """Token shards as the tokenize stage writes them; their names in the folder."""
     random = np.random.default_rng(1)
     schema = pa.schema([("input_ids", pa.large_list(pa.uint16()))])
@@ -48,7 +48,7 @@ def make_shards(folder: Path, tokens: int, masked: bool) -> list[str]:
             for _ in range(TOKENS_IN_A_SHARD // TOKENS_IN_A_BATCH):
                 found = lengths(TOKENS_IN_A_BATCH // 300, random)
                 offsets = np.concatenate([[0], np.cumsum(found)])
-                ids = random.integers(3, 50_000, offsets[-1], np.uint16)
+                ids = random.integers(3, ids_below, offsets[-1], np.uint16)
                 columns = [pa.LargeListArray.from_arrays(offsets, ids)]
                 if masked:
                     spans = np.stack([found // 2, found], 1).astype(np.int32).ravel()

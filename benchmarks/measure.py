@@ -91,20 +91,20 @@ def bytes_on_disk(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def machine() -> dict[str, Any]:
-    """What figures depend on, besides the code."""
+def machine(target: str = "bench", libraries: tuple[str, ...] = LIBRARIES) -> dict[str, Any]:
+    """What figures depend on, besides the code. target: of make."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in LIBRARIES},
+        "versions": {name: _version(name) for name in libraries},
         "commit": _commit(),
         # The load average would still count what ended minutes ago.
         "busy": psutil.cpu_percent(2) / 100,
         "date": time.strftime("%Y-%m-%d"),
-        "command": "make bench " + " ".join(sys.argv[1:]),
+        "command": f"make {target} " + " ".join(sys.argv[1:]),
     }
 
 

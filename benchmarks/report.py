@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import aims
+import sections
 from tables import table
 
 OURS = ("tokencache jobs", "tokencache workflow")
@@ -13,7 +14,7 @@ MB = 1e6
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
-    (folder / "RESULTS.md").write_text(markdown(results), encoding="utf-8")
+    sections.write_first(folder / "RESULTS.md", markdown(results))
     if results.get("compare"):
         plot(results, folder / "results.svg")
 

@@ -13,6 +13,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import corpora  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
+import training_report  # noqa: E402
 
 TINY = 60_000
 
@@ -128,3 +129,64 @@ def test_the_plot_is_drawn(tmp_path):
     report.write(RESULTS, tmp_path)
     assert (tmp_path / "results.svg").read_text().count("<svg") == 1
     assert (tmp_path / "RESULTS.md").read_text() == report.markdown(RESULTS)
+
+
+def arm(rate, share=0.9, **more):
+    return {"useful_tokens_per_second": rate, "useful_share": share, "mfu": None,
+            "peak_bytes": 5e8, "useful_tokens": 16_384, "loss": 7.5} | more  # fmt: skip
+
+
+TRAINED = {
+    "machine": RESULTS["machine"] | {"command": "make bench-training"},
+    "device": "no GPU",
+    "given": {"rounds": 3, "steps": 3, "useful": 4096, "rows": 4},
+    "model": {"hidden_size": 128, "num_hidden_layers": 2},
+    "parameters": 1_000_000, "rows": 3000, "mean_length": 382.0, "max_length": 2048,
+    "made_from": "instructions",
+    "planning": {"max_length": 2048, "max_tokens": 16384, "bins": 190_000, "plan_seconds": 0.25,
+                 "packed_waste": 0.0006, "grouped_waste": 0.05, "random_waste": 0.6,
+                 "padded_waste": 0.8},
+    "first_steps": [{"kind": "packed", "tokens": 200_000_000, "rows": 98_000,
+                     "seconds": {"imports": 5.0, "model": 0.1, "all but these two": 0.75}}],
+    "arms": {
+        "slow set-up": [arm(100, 0.2), arm(120, 0.2), arm(90, 0.2)],
+        "rows from the cache": [arm(500)],
+        "packed": [arm(1010)],
+        "tokencache train, rows": [arm(800), arm(900), arm(1000)],
+        "tokencache train, packed": [arm(1000)],
+    },
+    "not_run": {"TF32": "a GPU"},
+}  # fmt: skip
+
+
+def test_the_part_on_training_says_what_was_measured_and_what_was_not():
+    text = training_report.markdown(TRAINED)
+    for row in (
+        "| ours against the slow set-up | 5 × | 10.00 × | yes |",
+        "| ours against the best arm (packed) | 1 × | 0.99 × | yes |",
+        "| padding, packed at 2,048 | < 0.3% | 0.06% | yes |",
+        "| padding, grouped at 2,048 | < 4.0% | 5.00% | no |",
+        "| the packing plan of a million documents | < 1 s | 0.25 s | yes |",
+        "| start to first step, packed, 200 million tokens | < 2 s | 0.75 s | yes |",
+        "| slow set-up | 100 | 90 to 120 | 1.0 | 0.20 | 20.0% | - | 500 | 16,384 | 7.500 |",
+        "- TF32: it needs a GPU",
+    ):
+        assert row in text
+    gpu = training_report.markdown(TRAINED | {"device": "a GPU"})
+    assert "| ours against the slow set-up | 12 × | 10.00 × | no |" in gpu
+    assert "| ours against a fair set-up (rows from the cache) | 1.5 × | 2.00 × | yes |" in gpu
+
+
+def test_each_command_leaves_the_other_s_part_of_the_results_alone(tmp_path):
+    pytest.importorskip("matplotlib")
+    results = tmp_path / "RESULTS.md"
+    training_report.write(TRAINED, tmp_path)
+    assert training_report.markdown(TRAINED) in results.read_text()
+    assert (tmp_path / "training.svg").read_text().count("<svg") == 1
+    for _ in range(2):
+        report.write(RESULTS, tmp_path)
+        training_report.write(TRAINED, tmp_path)
+        text = results.read_text()
+        assert text.startswith(report.markdown(RESULTS))
+        assert text.endswith(training_report.markdown(TRAINED))
+        assert text.count("# Training\n") == text.count("# Measured side by side") == 1

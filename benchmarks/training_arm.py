@@ -1,0 +1,246 @@
+"""One arm of the ladder of training.py: a bare loop over the experiment's caches.
+
+python benchmarks/training_arm.py FOLDER ARM STEPS USEFUL ROWS    prints what it came to, in JSON
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+MAX_LENGTH = 2048
+VOCABULARY = 4096
+COMMON = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 4}
+SMALL = COMMON | {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2}
+LARGE = COMMON | {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 12,
+                  "num_attention_heads": 16, "num_key_value_heads": 16}  # fmt: skip
+LEARNING_RATE = 1e-3
+WARM_UP = 1  # steps that are not timed
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The slow set-up, by default: what the guides of the field say to move away from."""
+
+    tf32: bool = False
+    precision: str = "float32"
+    attention: str = "eager"
+    padded: bool = True  # each row to max_length, else to the longest of its batch
+    cached: bool = False  # rows come from a cache, else they are tokenized in the loader
+    grouped: bool = False
+    by_tokens: bool = False  # batches of a step's tokens, else of so many rows
+    packed: bool = False
+    workers: int = 0
+    compiled: bool = False
+
+
+def caches_of(folder: Path) -> dict[str, Path]:
+    """By data set."""
+    return {p.parent.name: p for p in folder.glob("cache/model/*/*") if p.name[0] != "."}
+
+
+def tokenizer_of(folder: Path) -> Path:
+    return next(p for p in folder.glob("cache/tokenizers/*") if p.name[0] != ".")
+
+
+def by_documents() -> str | None:
+    """The attention that is told where the documents of packed rows end, if there is one."""
+    import torch
+
+    try:
+        from tokencache.packed_attention import PER_DOCUMENT, VARLEN
+    except ImportError:
+        return None
+    return VARLEN if torch.cuda.is_available() else PER_DOCUMENT
+
+
+def architecture() -> dict[str, Any]:
+    """A model that keeps this machine busy, and where attention counts."""
+    import torch
+
+    return LARGE if torch.cuda.is_available() else SMALL
+
+
+def make_model(attention: str) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+
+    set_seed(0)
+    config = AutoConfig.for_model(
+        **architecture(), vocab_size=VOCABULARY, max_position_embeddings=MAX_LENGTH
+    )
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+
+
+def run_arm(folder: Path, arm: Arm, steps: int, useful: int, rows_at_once: int) -> dict[str, Any]:
+    import torch
+
+    from tokencache import hardware, meter
+    from tokencache.collate import COUNTS
+    from tokencache.train import _quiet
+
+    _quiet()
+    by_documents()  # makes its attention known
+    torch.backends.fp32_precision = "tf32" if arm.tf32 else "ieee"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = make_model(arm.attention).to(device)
+    compiled = torch.compile(model, dynamic=True) if arm.compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
+    peak = hardware.peak(torch.cuda.get_device_name()) if device.type == "cuda" else None
+    batches = _batches(arm, folder, rows_at_once, useful, device)
+    names = ("tokens", "targets", "squares", "computed")
+    started, counts, seen = 0.0, dict.fromkeys(names, 0), 0
+    for step in range(WARM_UP + steps):
+        if step == WARM_UP:
+            _wait(device)
+            started, counts, seen = time.perf_counter(), dict.fromkeys(names, 0), counts["targets"]
+        done, last, parts = 0, 0, []
+        while useful - done > last / 2:  # as near as batches let it come
+            parts.append(next(batches))
+            last = parts[-1][COUNTS]["targets"]
+            done += last
+        for batch in parts:
+            for name in names:
+                counts[name] += batch[COUNTS][name]
+            _loss(compiled, batch, arm.precision, device).div(done).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    _wait(device)
+    seconds = time.perf_counter() - started
+    of_each = meter.model_flops(model)
+    flops = of_each["tokens"] * counts["targets"] + of_each["squares"] * counts["squares"]
+    return {
+        "useful_tokens_per_second": counts["targets"] / seconds,
+        "useful_share": counts["targets"] / counts["computed"],
+        "mfu": flops / seconds / peak if peak else None,
+        "peak_bytes": hardware.peak_memory(),
+        "useful_tokens": seen + counts["targets"],
+        "loss": _validate(model, caches_of(folder)["rows"], device),
+    }
+
+
+def _wait(device: Any) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _loss(model: Any, batch: dict[str, Any], precision: str, device: Any) -> Any:
+    """The sum over all targets."""
+    import torch
+
+    from tokencache.collate import COUNTS, NUMBERS
+
+    given = {k: v for k, v in batch.items() if k not in (COUNTS, NUMBERS, "labels")}
+    given = {k: v.to(device) if torch.is_tensor(v) else v for k, v in given.items()}
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        logits = model(**given).logits[:, :-1]
+    labels = batch["labels"][:, 1:].to(device)
+    return torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), reduction="sum"
+    )
+
+
+def _batches(
+    arm: Arm, folder: Path, rows: int, useful: int, device: Any
+) -> Iterator[dict[str, Any]]:
+    """Batches without an end, in the arm's way."""
+    from torch.utils.data import DataLoader
+
+    from tokencache.batching import Batches, Rows
+    from tokencache.collate import Collator, split
+    from tokencache.config import Training
+    from tokencache.models import vocabulary
+    from tokencache.view import open_cache
+
+    caches, tokenizer = caches_of(folder), tokenizer_of(folder)
+    found = split(open_cache(caches["packed" if arm.packed else "rows"], "train"))
+    size = {"max_tokens": useful} if arm.by_tokens else {"per_device_train_batch_size": rows}
+    size |= {"group_by_length": arm.grouped}
+    order = Batches(Training(**size).model_dump(), found.lengths, MAX_LENGTH, found.packed)
+    collate: Any = Collator(vocabulary(tokenizer).pad, MAX_LENGTH, found.packed)
+    if arm.padded:
+        collate = _Wide(collate)
+    source: Any = Rows(found) if arm.cached else _Texts(folder, tokenizer, len(found))
+    loader = DataLoader(
+        source, batch_sampler=order, collate_fn=collate, num_workers=arm.workers,
+        pin_memory=device.type == "cuda",
+    )  # fmt: skip
+    epoch = 0
+    while True:
+        order.set_epoch(epoch)
+        yield from loader
+        epoch += 1
+
+
+class _Texts:
+    """Documents that are tokenized when a batch of them is asked for."""
+
+    def __init__(self, folder: Path, tokenizer: Path, count: int) -> None:
+        import yaml
+        from transformers import AutoTokenizer
+
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        files = config["datasets"]["rows"]["files"]
+        lines = (line for file in files for line in Path(file).read_bytes().splitlines())
+        self._texts = [json.loads(line)["text"] for line in islice(lines, count)]
+        self._tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
+        import numpy as np
+
+        texts = [self._texts[place] for place in places]
+        found = self._tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]
+        return [{"input_ids": np.array(ids), "labels": np.array(ids)} for ids in found]
+
+
+class _Wide:
+    """A collator whose batches are as wide as max_length."""
+
+    def __init__(self, collate: Any) -> None:
+        self._collate = collate
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        import torch
+
+        from tokencache.collate import COUNTS, IGNORED
+
+        batch = self._collate(rows)
+        fill = {"input_ids": self._collate.pad_id, "labels": IGNORED, "attention_mask": 0}
+        for name, value in fill.items():
+            more = MAX_LENGTH - batch[name].shape[1]
+            batch[name] = torch.nn.functional.pad(batch[name], (0, more), value=value)
+        batch[COUNTS]["computed"] = len(rows) * MAX_LENGTH
+        return batch
+
+
+def _validate(model: Any, cache: Path, device: Any) -> float:
+    import torch
+
+    from tokencache.collate import Collator, split
+    from tokencache.view import open_cache
+
+    found = split(open_cache(cache, "validation"))
+    collate, total = Collator(0, MAX_LENGTH, False), 0.0
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, len(found), 8):
+            places = list(range(start, min(start + 8, len(found))))
+            batch = collate(found.rows.__getitems__(places))
+            total += _loss(model, batch, "float32", device).item()
+    return total / found.targets
+
+
+if __name__ == "__main__":
+    numbers = map(int, sys.argv[3:])
+    print(json.dumps(run_arm(Path(sys.argv[1]), Arm(**json.loads(sys.argv[2])), *numbers)))
