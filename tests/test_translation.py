@@ -8,18 +8,17 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, Features, List, Value
 from peft import AutoPeftModelForSeq2SeqLM
-from test_distributed import assert_nearly_equal, log_of, start
+from test_distributed import assert_nearly_equal, log_of, start_each
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from training import (
     EOS,
     SIZE,
-    deterministic,
     make_run,
     records,
     refused,
+    resumed_to_the_byte,
     save,
-    stop_at,
     trained,
 )
 from transformers import AutoModelForSeq2SeqLM
@@ -148,33 +147,24 @@ def test_resumed_to_the_byte(size, step, cache, tokenizer, tmp_path, monkeypatch
         cache, tokenizer, num_train_epochs=2, save_steps=step // 2,
         label_smoothing_factor=0.1, **size,
     )  # fmt: skip
-    undisturbed = trained(run, tmp_path / "undisturbed")
-    folder = tmp_path / "stopped"
-    folder.mkdir()
-    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        stop_at(patch, step)
-        trained(run, folder)
-    assert deterministic(trained(run, folder)) == deterministic(undisturbed)
-    assert json.loads((folder / "out/timing.json").read_text())["resumed_from_step"] == step
+    resumed_to_the_byte(run, step, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize(
-    "size",
-    [
-        # 45 rows are five steps of 8 and one of 5, which is 3 rows for one rank, 2 for the other.
-        {"per_device_train_batch_size": 8},
-        # These are 11 batches: one rank has none in the last step of an epoch.
-        {"max_tokens": 48, "gradient_accumulation_steps": 2, "fsdp": True},
-    ],
-)
-def test_two_processes_are_as_good_as_one(size, cache, tokenizer, tmp_path):
-    run = make_pair_run(
-        cache, tokenizer, more={"dropout": 0.0}, logging_steps=1, max_steps=9,
-        label_smoothing_factor=0.1, **size,
+def test_two_processes_are_as_good_as_one(cache, tokenizer, tmp_path):
+    """Each with the whole model, and each with a part of it."""
+    # An epoch is 11 batches, so one rank has none in its last step.
+    settings = dict(
+        more={"dropout": 0.0}, logging_steps=1, max_steps=9, max_tokens=48,
+        gradient_accumulation_steps=2, label_smoothing_factor=0.1,
     )  # fmt: skip
-    alone = trained(run, tmp_path / "alone")
-    assert "2 processes on 1 node" in log_of(start(run, tmp_path / "two", 2))
-    assert_nearly_equal(tmp_path / "two" / "out", alone)
+    runs = [
+        (make_pair_run(cache, tokenizer, **settings, fsdp=fsdp), tmp_path / name)
+        for name, fsdp in (("whole", False), ("parted", True))
+    ]
+    assert log_of(start_each(runs, 2)).count("2 processes on 1 node") == 2
+    alone = trained(runs[0][0], tmp_path / "alone")
+    for _, folder in runs:
+        assert_nearly_equal(folder / "out", alone)
 
 
 def test_fine_tuning_by_lora(cache, tokenizer, tmp_path):

@@ -172,6 +172,21 @@ def stop_at(monkeypatch, step):
     monkeypatch.setattr(saved, "rotate", rotate_and_stop)
 
 
+def resumed_to_the_byte(run, step, folder, monkeypatch):
+    """Check that a run that is stopped at a step ends as one that is not; the names of the files
+    that its checkpoint had."""
+    undisturbed = trained(run, folder / "undisturbed")
+    stopped = folder / "stopped"
+    stopped.mkdir()
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        stop_at(patch, step)
+        trained(run, stopped)
+    files = {file.name for file in stopped.glob(f".out.checkpoints/checkpoint-{step}/*")}
+    assert deterministic(trained(run, stopped)) == deterministic(undisturbed)
+    assert json.loads((stopped / "out/timing.json").read_text())["resumed_from_step"] == step
+    return files
+
+
 def loss_alone(model, found):
     """The loss of documents one by one, averaged over their targets."""
     total = targets = 0
