@@ -54,7 +54,6 @@ class Training(Section):
     `nodes` times `processes_per_node` processes share the rows of each optimizer step,
     per_device_train_batch_size times gradient_accumulation_steps. `max_tokens` takes the
     place of the first: batches of so many tokens, padding included, which they share whole.
-    `save_minutes`: there is a checkpoint at least so often, besides those of `save_steps`.
     """
 
     num_train_epochs: float = Field(1.0, gt=0)
@@ -88,6 +87,7 @@ class Training(Section):
     seed: int = Field(42, ge=0, lt=2**32)
     logging_steps: int = Field(10, ge=1)
     eval_steps: int | None = Field(None, ge=1)
+    eval_on_start: bool = True
     save_steps: int = Field(500, ge=1)
     save_minutes: float | None = Field(None, gt=0)
     save_total_limit: int = Field(2, ge=1)

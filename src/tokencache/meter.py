@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch.nn import Embedding
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 from . import collectives, ranks
+from .progress import Progress
 
 COUNTED = ("tokens", "targets", "documents")  # since the run's start; the rest since a record
 
@@ -149,3 +150,35 @@ class Meter:
         """Seconds to the last step, validation included, as they were so far."""
         done = step - self._first_step
         return (time.monotonic() - self._began) / done * (steps - step) if done else None
+
+
+class ShowSteps(TrainerCallback):
+    """Shows how far a run is, on its first rank and between the records."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._progress: Progress | None = None
+        self._tokens = 0
+
+    def count(self, tokens: int) -> None:
+        """Of this rank's batch; the others' are as large."""
+        self._tokens += tokens * ranks.count()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if ranks.first():
+            self._progress = Progress(
+                state.max_steps, "steps", self._label, before=state.global_step, passing=True
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._progress:
+            self._progress.update(1, tokens=self._tokens)
+            self._tokens = 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if self._progress:
+            self._progress.said()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._progress:
+            self._progress.close()

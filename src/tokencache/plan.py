@@ -35,7 +35,8 @@ NOT_IN_RUN_KEY = {"logging_steps", "save_steps", "save_minutes", "save_total_lim
 # Settings that came later and are left out where they change nothing, so keys stay what they were.
 UNLESS_SET = {"max_tokens": None, "group_by_length": None, "tf32": None, "warmup_steps": 0,
               "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
-              "label_smoothing_factor": 0.0, "load_best_model_at_end": False}  # fmt: skip
+              "label_smoothing_factor": 0.0, "load_best_model_at_end": False,
+              "eval_on_start": True}  # fmt: skip
 
 
 def decisive(training: dict[str, Any], packed: bool) -> dict[str, Any]:

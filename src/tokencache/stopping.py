@@ -1,12 +1,14 @@
-"""When a run makes a checkpoint out of turn: it is told to stop, or the last one is long ago."""
+"""When a run makes a checkpoint out of turn, and that its records stay what they would be."""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from transformers import TrainerCallback
 
 from . import collectives
 
@@ -47,3 +49,26 @@ class Interruptions:
         late = self._seconds is not None and time.monotonic() - self._saved >= self._seconds
         told, due = collectives.highest([self._told, int(late)])
         return (signal.Signals(told) if told else None), bool(due)
+
+
+class LogWithCheckpoints(TrainerCallback):
+    """Log at each checkpoint, at each epoch's end and at the end: a resumed run has the same
+    records."""
+
+    def __init__(self, in_epoch: int) -> None:
+        self._in_epoch = in_epoch
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        ends = state.global_step % self._in_epoch == 0 or control.should_training_stop
+        if ends or control.should_save or control.should_evaluate:
+            control.should_log = True
+
+
+class GoOn(TrainerCallback):
+    """Take up what was between two records when a checkpoint was made."""
+
+    def __init__(self, take_up: Callable[[], None]) -> None:
+        self._take_up = take_up
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._take_up()

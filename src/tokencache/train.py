@@ -197,7 +197,7 @@ def _arguments(
         # be lost to a run that goes on from that checkpoint.
         eval_strategy="steps" if validate else "no",
         eval_steps=training["eval_steps"] or schedule.in_epoch,
-        eval_on_start=validate,
+        eval_on_start=validate and training["eval_on_start"],
         save_strategy="steps",
         logging_first_step=True,
         logging_nan_inf_filter=False,
@@ -305,7 +305,6 @@ def _facts(
 ) -> dict[str, Any]:
     """run.json: what the run is made of and what came out, and nothing of when or how fast."""
     records, splits, lora = trainer.state.log_history, trainer.splits, run["lora"] is not None
-    validation = [record for record in records if not metrics.is_training(record)]
     last = [record for record in records if metrics.is_training(record)][-1]
     facts = {name: run[name] for name in ("key", "model", "dataset", "max_length")}
     facts["made_of"] = {
@@ -329,7 +328,7 @@ def _facts(
         "precision": precision,
         "attention": trainer.model.config._attn_implementation,
         "loss": last["loss"],
-        "validation_loss_before": validation[0]["validation_loss"] if validation else None,
+        "validation_loss_before": _validated(records, 0)["validation_loss"],
         **_validated(records, trainer.weights_of_step),
         "versions": {"tokencache": __version__}
         | {name: version(name) for name in ("transformers", "torch", *(["peft"] * lora))},

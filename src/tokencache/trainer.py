@@ -16,73 +16,18 @@ import transformers
 from accelerate.data_loader import prepare_data_loader
 from torch.nn import functional
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 
 from . import checkpoints as saved
 from . import collectives, metrics, ranks
 from .batching import Batches, Rows, evaluation_batches
 from .collate import COUNTS, IGNORED, NO_ROW, NUMBERS, Collator, Split
 from .errors import Stopped, UserError
-from .meter import Meter
+from .meter import Meter, ShowSteps
 from .metrics import say
 from .progress import Progress
-from .stopping import Interruptions
+from .stopping import GoOn, Interruptions, LogWithCheckpoints
 from .watch import Watch, describe
-
-
-class LogWithCheckpoints(TrainerCallback):
-    """Log at each checkpoint, at each epoch's end and at the end: a resumed run has the same
-    records."""
-
-    def __init__(self, in_epoch: int) -> None:
-        self._in_epoch = in_epoch
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        ends = state.global_step % self._in_epoch == 0 or control.should_training_stop
-        if ends or control.should_save or control.should_evaluate:
-            control.should_log = True
-
-
-class ShowSteps(TrainerCallback):
-    """Shows how far a run is, on its first rank and between the records."""
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._progress: Progress | None = None
-        self._tokens = 0
-
-    def count(self, tokens: int) -> None:
-        """Of this rank's batch; the others' are as large."""
-        self._tokens += tokens * ranks.count()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if ranks.first():
-            self._progress = Progress(
-                state.max_steps, "steps", self._label, before=state.global_step, passing=True
-            )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._progress:
-            self._progress.update(1, tokens=self._tokens)
-            self._tokens = 0
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if self._progress:
-            self._progress.said()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._progress:
-            self._progress.close()
-
-
-class GoOn(TrainerCallback):
-    """Take up what was between two records when a checkpoint was made."""
-
-    def __init__(self, trainer: CacheTrainer) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._trainer.take_up()
 
 
 class CacheTrainer(Trainer):
@@ -117,7 +62,7 @@ class CacheTrainer(Trainer):
             data_collator=collator,
             train_dataset=Rows(splits["train"]),
             eval_dataset=splits["validation"].rows if "validation" in splits else None,
-            callbacks=[LogWithCheckpoints(self.in_epoch), self._steps, GoOn(self)],
+            callbacks=[LogWithCheckpoints(self.in_epoch), self._steps, GoOn(self.take_up)],
         )
         self.remove_callback(PrinterCallback)
         if run["pairs"] or self.smoothing or not self.model_accepts_loss_kwargs:
@@ -171,7 +116,8 @@ class CacheTrainer(Trainer):
         """Whether the run that this one goes on from was stopped before the validation."""
         done = {record["step"] for record in state.log_history if "validation_loss" in record}
         step = state.global_step
-        return bool(done) and step % int(self.args.eval_steps) == 0 and step not in done
+        due = "validation" in self.splits and step % int(self.args.eval_steps) == 0
+        return due and step not in done
 
     # Training
 
