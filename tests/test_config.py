@@ -203,7 +203,8 @@ def test_what_decides_a_run_is_what_it_was_before_later_settings_came():
     assert of(group_by_length=True) == OLD | {"group_by_length": True}
     assert of(tf32=False) == OLD | {"tf32": False}
     later = {"warmup_steps": 9, "adam_beta1": 0.8, "adam_beta2": 0.98, "adam_epsilon": 1e-9,
-             "label_smoothing_factor": 0.1}  # fmt: skip
+             "label_smoothing_factor": 0.1, "load_best_model_at_end": True,
+             "eval_on_start": False}  # fmt: skip
     assert of(**later) == OLD | later
     assert of(**{name: Training.model_fields[name].default for name in later}) == OLD
     tokens = {name: value for name, value in OLD.items() if name != "per_device_train_batch_size"}

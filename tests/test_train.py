@@ -275,6 +275,13 @@ def test_no_validation_split(tokenizer, tmp_path, capsys):
     assert "no validation loss" in capsys.readouterr().err
 
 
+def test_the_first_validation_can_be_left_out(cache, tokenizer, tmp_path):
+    out = trained(make_run(cache, tokenizer, max_steps=2, eval_on_start=False), tmp_path)
+    assert [r["step"] for r in records(out) if "validation_loss" in r] == [2]
+    facts = json.loads((out / "run.json").read_text())
+    assert facts["validation_loss_before"] is None and facts["validation_loss"] > 0
+
+
 def test_the_log_is_plain_lines(cache, tokenizer, tmp_path, capfd):
     trained(make_run(cache, tokenizer, max_steps=4), tmp_path)
     printed, said = capfd.readouterr()

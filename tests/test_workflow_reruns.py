@@ -103,7 +103,7 @@ def test_keys_in_another_order_rerun_nothing(workflow):
 def test_settings_of_speed_and_software_deployment_rerun_nothing(workflow):
     training = workflow.config["training"] | {
         "logging_steps": 1, "save_steps": 7, "dataloader_num_workers": 1, "torch_compile": True,
-        "mlflow": {"experiment": "x"}, "group_by_length": False,
+        "mlflow": {"experiment": "x"}, "group_by_length": False, "save_minutes": 5,
     }  # fmt: skip
     changed(workflow, training=training)
     assert workflow.jobs() == {}
