@@ -6,6 +6,7 @@ python benchmarks/training_arm.py FOLDER ARM STEPS USEFUL ROWS    prints what it
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -242,5 +243,6 @@ def _validate(model: Any, cache: Path, device: Any) -> float:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the workflow's jobs have it
     numbers = map(int, sys.argv[3:])
     print(json.dumps(run_arm(Path(sys.argv[1]), Arm(**json.loads(sys.argv[2])), *numbers)))

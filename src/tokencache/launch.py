@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from . import images, machine, ranks
+from . import images, machine, ranks, slurm
 from .errors import UserError
 
 PATIENCE = 300  # seconds in which all nodes must have started their processes
@@ -153,7 +153,7 @@ def _torchrun(call: Call, words: list[str]) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # What stops the run goes to all processes, which get the time to write a checkpoint.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGUSR1,SIGINT,SIGHUP,SIGQUIT"
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(PATIENCE))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(slurm.WARNING_SECONDS))
     os.environ["PYTHONSAFEPATH"] = "1"  # the folder of the experiment holds no modules
     words = [*words, f"--nproc-per-node={call.processes}", "-m", "tokencache", *call.words(threads)]
     config, command, arguments = config_from_args(parse_args(words))

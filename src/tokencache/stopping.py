@@ -16,6 +16,13 @@ from . import collectives
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
+def listen() -> None:
+    """Let signals end this process where the shell of its job leaves them to it."""
+    for number in SIGNALS:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
 class Interruptions:
     """Of all ranks together: whichever is told, each learns of it at the end of the same step.
 

@@ -31,6 +31,7 @@ from . import (
     models,
     ranks,
     sharded,
+    stopping,
     translation,
 )
 from . import checkpoints as saved
@@ -62,6 +63,7 @@ def train(run: dict[str, Any], out: Path, checkpoints: Path) -> None:
     where another process took this one, which was held up, for dead. Raises Stopped, with
     a checkpoint, where SIGTERM or SIGUSR1 came before the last step.
     """
+    stopping.listen()
     _quiet()
     turn = saved.Turn(out)
     with collectives.group():
