@@ -246,8 +246,8 @@ def _say_start(
     say(f"steps {schedule.total:,}, {schedule.in_epoch:,} an epoch")
 
 
-LIBRARIES = ("tokencache", "numpy", "pyarrow", "tokenizers", "datasets", "transformers",
-             "accelerate", "torch", "safetensors")  # fmt: skip
+LIBRARIES = ("numpy", "pyarrow", "tokenizers", "datasets", "transformers", "accelerate", "torch",
+             "safetensors")  # fmt: skip
 NOT_THE_TOKENIZER = {"facts.json", "tokencache.json", manifest.MANIFEST}
 
 
@@ -297,7 +297,8 @@ def _provenance(run: dict[str, Any]) -> dict[str, Any]:
         "image": machine.image(),
         "machine": ranks.machine(),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "versions": {"python": platform.python_version()}
+        # A container has no metadata of tokencache: its code is the checkout's.
+        "versions": {"python": platform.python_version(), "tokencache": __version__}
         | {name: version(name) for name in LIBRARIES},
     }
 
