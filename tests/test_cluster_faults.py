@@ -139,6 +139,26 @@ def test_cancelled_over_time_and_over_memory(workflow, undisturbed, calls):
     has_bytes_of(undisturbed, workflow, ["two"])
 
 
+def test_a_training_is_told_to_stop(workflow, calls):
+    """As SLURM does before a time limit or a preemption: the next attempt goes on from there."""
+    training = {"max_steps": 400, "per_device_train_batch_size": 2, "logging_steps": 5}
+    workflow.configure(workflow.config | {"training": training})
+    process = start(workflow, "one", *PLAIN)
+    live = "results/one/qa/.*.checkpoints/metrics.jsonl"
+    until(
+        lambda: any('"step": 10,' in file.read_text() for file in workflow.folder.glob(live)),
+        workflow, "a step",
+    )  # fmt: skip
+    stopped = number_of(job_of(workflow, "train"))
+    subprocess.run(["scancel", "--signal=TERM", stopped], check=True)
+    output = ended(process, workflow)
+    assert f"'{stopped}' failed" in output
+    [log] = (workflow.folder / "logs/train/one").rglob("*.log")
+    assert re.search(r"goes on from the checkpoint at step [1-9]", log.read_text())
+    asked = [line for line in calls.read_text().splitlines() if "rule_train" in line]
+    assert len(asked) == 2 and all("--signal=TERM@" in line for line in asked)
+
+
 def test_snakemake_killed_while_its_jobs_run(workflow, undisturbed):
     """Two runs after it meet its jobs: one makes their targets too, one waits for a training."""
     process = start(workflow, "one", *PLAIN)
