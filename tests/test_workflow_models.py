@@ -75,7 +75,7 @@ def test_weights_are_known_by_their_bytes(workflow):
     [
         (
             {"lora": {"rank": 2}},
-            ".yaml:6: models.one.lora.rank: unknown key 'rank'; known: r, lora_",
+            "config.yaml:6: models.one.lora.rank: here it is r, under models.NAME.lora",
         ),
         ({"lora": {"r": 0}}, "models.one.lora.r: input should be greater than or equal to 1"),
         ({"weights": None, "architecture": TINY}, "lora adapts given weights; give weights, or"),
