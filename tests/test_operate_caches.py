@@ -18,12 +18,19 @@ from workflow import rows, write_rows
 
 from tokencache import inventory, lease
 from tokencache.cli import main
-from tokencache.files import read_json, write_json
+from tokencache.files import process_tag, read_json, write_json
 from tokencache.operate import list as list_verb
 from tokencache.plan import building_path
 from tokencache.view import open_cache
 
 pytestmark = pytest.mark.xdist_group("operated")
+
+
+def announce(folder, caches=(), runs=()):
+    """As a workflow that runs now, of this process, does."""
+    about = {"pid": os.getpid(), "host": "here", "folder": str(folder), "since": "now"}
+    about |= {"caches": list(caches), "keys": [], "runs": [os.path.realpath(run) for run in runs]}
+    write_json(folder / f"cache/.workflow-{process_tag()}.json", about)
 
 
 @pytest.fixture
@@ -196,6 +203,54 @@ def test_with_a_cache_that_does_not_say_what_it_needs_token_shards_stay(copy, to
     assert "no token shard goes" in told("clear", "one", "--yes", folder=copy.folder)
     assert copy.token_shards() == shards and names(copy.folder) == ["two/qa/32"]
     assert "delete it first" in told("gc", folder=copy.folder, fails=True)
+
+
+def test_clear_looks_again_after_the_answer(copy, told, monkeypatch):
+    [two] = (name for name in copy.targets() if name.startswith("two/"))
+
+    def answer(prompt):
+        announce(copy.folder, caches=[two])
+        return "y"
+
+    monkeypatch.setattr("builtins.input", answer)
+    told("clear", "two", folder=copy.folder, fails=True)
+    assert two in copy.targets() and copy.token_shards()
+
+
+def test_checkpoints_of_a_workflow_that_runs_stay(copy, told):
+    """Its training was stopped long ago, and waits for its turn."""
+    left = copy.folder / "results/one/qa/.32-0123456789ab.checkpoints"
+    (left / "checkpoint-5").mkdir(parents=True)
+    for path in (left / "checkpoint-5", left):
+        os.utime(path, (10**9, 10**9))
+    announce(copy.folder, runs=[left.with_name("32-0123456789ab")])
+    told("gc", "--delete", folder=copy.folder)
+    assert left.exists()
+    announce(copy.folder)
+    told("gc", "--delete", folder=copy.folder)
+    assert not left.exists()
+
+
+def test_nothing_goes_where_a_folder_is_closed(copy, told, monkeypatch):
+    """Nobody knows what the caches in it need."""
+    scan = os.scandir
+
+    def closed(path="."):
+        if str(path).endswith("two/qa"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert "two/qa can't be looked into" in told("gc", "--delete", folder=copy.folder, fails=True)
+    shards = copy.token_shards()
+    told("clear", "one", "--yes", folder=copy.folder)
+    assert copy.token_shards() == shards
+
+
+def test_a_results_folder_is_no_cache_folder(copy, told):
+    copy.configure(CONFIG | {"cache": "results"})
+    assert "cache and results need a folder each" in told("list", folder=copy.folder, fails=True)
+    assert json.loads(told("list", "--cache", "results", "--json", folder=copy.folder)) == []
 
 
 def test_what_is_pinned_stays(copy, told):

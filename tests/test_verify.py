@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from experiment import CONFIG, Experiment
 
-from tokencache import inventory
+from tokencache import inventory, marks
 from tokencache.config import load
 from tokencache.errors import UserError
 from tokencache.files import hash_file, key_of, published, read_json
@@ -157,6 +157,7 @@ def test_repair_makes_again_just_what_is_damaged(experiment, capsys):
     flip(shard)
     flip(next(plain.rglob("data-*.arrow")))
     flip(view / "train/rows.arrow")
+    marks.pin(plain)
     inodes = {path: (experiment.folder / path).stat().st_ino for path in before}
     status, said = verify(experiment, capsys, "--repair", "--snakemake", "--cores 1")
     assert status == 1  # for the view alone, which the config does not make any more
@@ -170,7 +171,7 @@ def test_repair_makes_again_just_what_is_damaged(experiment, capsys):
     assert all(view.name in name for name in before.keys() - after.keys())
     made = {path for path in after if (experiment.folder / path).stat().st_ino != inodes[path]}
     of_plain = {path for path in made if path.startswith(str(experiment.cache("plain")))}
-    assert of_plain
+    assert of_plain and marks.is_pinned(plain)
     assert made - of_plain == {
         str(path.relative_to(experiment.folder)) for path in (shard, beside(shard))
     }

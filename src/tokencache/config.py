@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -192,7 +193,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _apart(self) -> Config:
-        if Path(self.cache) == Path(self.results):
+        if os.path.realpath(self.cache) == os.path.realpath(self.results):
             raise ValueError("cache and results need a folder each")
         return self
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
 from .files import key_of, read_json
 from .marks import MARKS
 
@@ -96,7 +97,26 @@ def cache_folders(cache: str | Path) -> Iterator[Path]:
     """The folder of each cache, of every model and data set, in order."""
     for model in _folders(Path(cache)):
         if model.name not in SHARED:
-            yield from _targets(model)
+            # A results folder looks the same.
+            yield from (f for f in _targets(model) if not os.path.exists(f / RUN_FILE))
+
+
+def check_open(cache: str | Path) -> None:
+    """Raises UserError where a folder with caches can't be looked into: what they need is not
+    known then."""
+    for model in [Path(cache), *_folders(Path(cache))]:
+        if model.name in SHARED:
+            continue
+        for folder in [model, *_folders(model)]:
+            try:
+                os.scandir(folder).close()
+            except FileNotFoundError:  # gone meanwhile
+                continue
+            except OSError as error:
+                raise UserError(
+                    f"{folder} can't be looked into ({error.strerror}), so nobody knows what the "
+                    "caches in it need"
+                ) from None
 
 
 def run_folders(results: str | Path) -> Iterator[Path]:

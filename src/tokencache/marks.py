@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -34,7 +35,7 @@ def unpin(folder: Path) -> None:
 
 
 def is_pinned(folder: Path) -> bool:
-    return (folder / PINNED).exists()
+    return os.path.exists(folder / PINNED)  # pathlib's own raises where one may not look
 
 
 def _leave(folder: Path, name: str) -> None:

@@ -28,12 +28,13 @@ class Running:
     """A workflow that runs, and what it works on.
 
     who: for people. caches: by name, MODEL/DATASET/MAX_LENGTH-KEY. keys: of token shards,
-    tokenizers and fetched data.
+    tokenizers and fetched data. runs: their folders, finished or not.
     """
 
     who: str
     caches: frozenset[str]
     keys: frozenset[str]
+    runs: frozenset[Path]
 
 
 def announce(plan: Plan) -> None:
@@ -45,6 +46,7 @@ def announce(plan: Plan) -> None:
         "folder": os.getcwd(),
         "caches": [os.path.relpath(path, plan.cache) for path in plan.caches],
         "keys": plan.shared_keys(),
+        "runs": [os.path.realpath(path) for path in plan.runs],
     }
     with suppress(OSError, UserError):
         for file in Path(plan.cache).glob(f"{PREFIX}*.json"):
@@ -60,18 +62,29 @@ def withdraw(plan: Plan) -> None:
 
 
 def running(cache: str | Path) -> list[Running]:
-    """The workflows that work on a cache folder now, as far as one can tell."""
+    """The workflows that work on a cache folder now, as far as one can tell.
+
+    Raises UserError where one does not say what it works on.
+    """
     found = []
     for file in sorted(Path(cache).glob(f"{PREFIX}*.json")):
-        with suppress(OSError, ValueError, KeyError, TypeError):  # ended just now
+        try:
             if not is_over(file):
                 found.append(_running(read_json(file)))
+        except FileNotFoundError:  # ended just now
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file} can't be read ({error}), so nobody knows what that workflow needs; "
+                "remove it if that workflow has ended"
+            ) from None
     return found
 
 
 def _running(about: dict[str, Any]) -> Running:
     who = f"process {about['pid']} on {about['host']} in {about['folder']} since {about['since']}"
-    return Running(who, frozenset(about["caches"]), frozenset(about["keys"]))
+    runs = frozenset(map(Path, about.get("runs", ())))
+    return Running(who, frozenset(about["caches"]), frozenset(about["keys"]), runs)
 
 
 def _file(plan: Plan) -> Path:

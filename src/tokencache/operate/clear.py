@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .. import inventory
 from ..errors import UserError
 from ..workflows import running
 from .experiment import add_folder_words, folders_of
@@ -36,13 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     cache, results = folders_of(arguments)
     found = caches(cache)
     wanted = found if arguments.all else chosen(found, arguments.name, cache)
-    workflows = running(cache)
     things = {one.name: cache_thing(one) for one in wanted}
-    stays = {
-        one.name: why
-        for one in wanted
-        if (why := why_it_stays(one, things[one.name], workflows, results))
-    }
+    stays = _stays(cache, results, wanted, things)
     doomed = [one for one in wanted if one.name not in stays]
     shared = {key for one in doomed if (needs := needs_of(one)) for key in needs.tokens}
     shards, note = _free(cache, doomed, shared)
@@ -51,9 +47,13 @@ def run(arguments: argparse.Namespace) -> int:
     if not doomed or not (arguments.yes or _asked()):
         gone, wrong = [], []
     else:
-        gone, wrong = delete(things[one.name] for one in doomed)
-        # Looked up again: what was published meanwhile may need some of them.
-        more, not_gone = delete(_free(cache, doomed, shared)[0])
+        # Looked up again: while somebody thought about it, a workflow may have begun.
+        wanted = [one for one in caches(cache) if one.name in {o.name for o in doomed}]
+        stays |= _stays(cache, results, wanted, things)
+        gone, wrong = delete(things[one.name] for one in wanted if one.name not in stays)
+        names = {thing.key for thing in gone}
+        # What stays, and what was published meanwhile, may need some of them.
+        more, not_gone = delete(_free(cache, [o for o in doomed if o.name in names], shared)[0])
         gone, wrong = gone + more, wrong + not_gone
     if arguments.json:
         show_json(_about(gone, stays, wrong))
@@ -63,12 +63,22 @@ def run(arguments: argparse.Namespace) -> int:
     return int(bool(wrong) or (bool(stays) and not arguments.all))
 
 
+def _stays(
+    cache: Path, results: Path | None, wanted: list[Cache], things: dict[str, Thing]
+) -> dict[str, str]:
+    """Why those can't be deleted that can't, by name."""
+    workflows = running(cache)
+    found = {one.name: why_it_stays(one, things[one.name], workflows, results) for one in wanted}
+    return {name: why for name, why in found.items() if why}
+
+
 def _free(cache: Path, doomed: list[Cache], shared: set[str]) -> tuple[list[Thing], str]:
     """Of the token shards that some caches share, those that nothing else needs; and a note on
     the others."""
     names = {one.name for one in doomed}
-    needed = {key for workflow in running(cache) for key in workflow.keys}
     try:
+        inventory.check_open(cache)
+        needed = {key for workflow in running(cache) for key in workflow.keys}
         for one in caches(cache):
             if one.name not in names:
                 needed.update(keys_of(one))

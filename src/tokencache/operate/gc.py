@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import config_files
+from .. import config_files, inventory
 from ..config import load as load_config
 from ..errors import UserError
 from ..fields import size_in_bytes
 from ..inventory import is_mine
 from ..workflows import running
-from .garbage import Wanted, garbage, unfinished
+from .garbage import BESIDE, Wanted, garbage, unfinished
 from .on_disk import Cache, caches, runs_by_cache
 from .removal import delete, said, trained_by
-from .shared import Thing
+from .shared import Thing, keys_of
 from .tables import TIMES, ago, amount, count, iso, show, show_json
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = arguments.configfile or [["config.yaml"]]
     experiments = [_Experiment.read([Path(file) for file in files]) for files in given]
     cache = _one_cache_folder(experiments)
+    inventory.check_open(cache)
     found = caches(cache)
     wanted = _wanted(cache, found, experiments)
     chosen = garbage(cache, found, wanted, arguments.older, arguments.keep)
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         stopped = (thing for folder in results for thing in unfinished(folder, wanted))
         now = time.time()
         chosen += [t for t in stopped if t.mine and now - t.time >= arguments.older]
-    gone, wrong = delete(chosen) if arguments.delete else ([], [])
+    gone, wrong = _delete(chosen, cache) if arguments.delete else ([], [])
     if arguments.json:
         _show_json(chosen, _stays(chosen, found, wanted), gone, wrong)
     else:
@@ -143,7 +144,31 @@ def _wanted(cache: Path, found: list[Cache], experiments: list[_Experiment]) -> 
         for name in workflow.caches:
             wanted.caches.setdefault(name, "of workflows that run now")
         wanted.keys |= workflow.keys
+        wanted.runs |= workflow.runs
     return wanted
+
+
+def _delete(chosen: list[Thing], cache: Path) -> tuple[list[Thing], list[str]]:
+    """Delete what may still go: it takes a while to find out, and a workflow may have begun."""
+    workflows = running(cache)
+    named = {name for workflow in workflows for name in workflow.caches}
+    needed = {key for workflow in workflows for key in workflow.keys}
+    runs = {run for workflow in workflows for run in workflow.runs}
+    there = {one.name: one for one in caches(cache)}
+    named |= {name for name, one in there.items() if one.pinned}
+    doomed = [t for t in chosen if t.kind == "cache" and t.key not in named]
+    gone, wrong = delete(doomed)
+    stays = {t.key for t in chosen if t.kind == "cache"} - {t.key for t in gone}
+    needed.update(key for name in stays & there.keys() for key in keys_of(there[name]))
+    others = [t for t in chosen if t.kind != "cache" and t.key not in needed]
+    more, failed = delete(t for t in others if _run_of(t) not in runs)
+    return gone + more, wrong + failed
+
+
+def _run_of(thing: Thing) -> Path | None:
+    """Of checkpoints: the run that they are of."""
+    named = BESIDE.fullmatch(thing.paths[0].name)
+    return thing.paths[0].with_name(named["target"]).resolve() if named else None
 
 
 def _stays(chosen: list[Thing], found: list[Cache], wanted: Wanted) -> dict[str, str]:

@@ -75,7 +75,7 @@ def everything(cache: str, results: str) -> Iterator[Thing]:
     for folder in inventory.shared(cache, "tokenizers"):
         yield thing("tokenizer", folder)
     for folder in inventory.shared(cache, "sources"):
-        yield thing("source" if (folder / fetch.FETCHED).exists() else "model", folder)
+        yield thing("source" if os.path.exists(folder / fetch.FETCHED) else "model", folder)
     for path in inventory.token_shards(cache):
         yield thing("token shard", path)
     for folder in inventory.targets(cache):
@@ -128,7 +128,7 @@ def of_view(folder: Path, damaged: set[str]) -> tuple[list[str], list[Path]]:
     reads them may end the process.
     """
     wrong, missing = [], []
-    if not (folder / VIEW_FILE).exists():
+    if not os.path.exists(folder / VIEW_FILE):  # pathlib's own raises where one may not look
         return wrong, missing
     for split in read_json(folder / VIEW_FILE)["splits"]:
         for name in sides_of(folder, split):

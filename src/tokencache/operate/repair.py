@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .. import making, ranks
+from .. import making, marks, ranks
 from ..config import Combination, Config
 from ..errors import UserError
 from ..files import key_of, make_folder, read_json
@@ -250,6 +250,8 @@ def _settle(one: Finding, before: Any) -> None:
     if wrong:
         one.fate = f"made again, and damaged again: {wrong[0]}{where}"
         return
+    if one.quarantine and marks.is_pinned(Path(one.quarantine)):
+        marks.pin(one.thing.path)
     now = written(one.thing)
     one.repaired = not (one.by_rows and before == now)
     if not one.repaired:
