@@ -5,6 +5,7 @@ import os
 import signal
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from snakemake.jobs import ResourceList
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
@@ -36,12 +37,17 @@ def resumed_from(folder):
 
 
 def test_a_process_that_is_told_to_end_leaves_a_checkpoint(cache, tokenizer, tmp_path):
-    run = make_run(cache, tokenizer, max_steps=10**6)
+    """As a scheduler does it: all of its processes are told."""
+    run = make_run(cache, tokenizer, max_steps=10**6, dataloader_num_workers=1)
     with open(tmp_path / "log", "w") as log:
         child = start(run, tmp_path, stderr=log)
     wait_until(lambda: "first loss" in (tmp_path / "log").read_text())
-    child.send_signal(signal.SIGTERM)
+    workers = psutil.Process(child.pid).children(recursive=True)
+    assert workers
+    for process in [*workers, child]:
+        process.send_signal(signal.SIGTERM)
     assert child.wait(120) == 128 + signal.SIGTERM and not (tmp_path / "out").exists()
+    assert not psutil.wait_procs(workers, 10)[1]
     said = (tmp_path / "log").read_text().splitlines()[-1]
     step = saved.newest(tmp_path / ".out.checkpoints", run["key"]).step
     assert said.startswith(f"stopped by SIGTERM after step {step} of 1000000, with a checkpoint")

@@ -54,16 +54,16 @@ def choose(
         elif wanted == "auto":
             lines = [_line(own, _why(own), run)]
         else:
-            _take(model, wanted, precision)
+            _take(model, wanted, precision, packed)
             lines = [_line(wanted, f"as {KEY} says", run)]
         return lines
     if wanted != "auto":
-        _take(model, wanted, precision)
+        _take(model, wanted, precision, packed)
         worst = check_packing(model, run, collate, precision)
         return [_line(wanted, f"as {KEY} says", run), _kept_apart(worst)]
     failed = []
     for name in _candidates(precision):
-        if _problem(model, name, precision) is None:
+        if _problem(model, name, precision, packed) is None:
             try:
                 worst = check_packing(model, run, collate, precision)
                 return [*failed, _line(name, f"auto: {KINDS[name]}", run), _kept_apart(worst)]
@@ -109,13 +109,13 @@ def base(model: PreTrainedModel) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _take(model: PreTrainedModel, name: str, precision: str) -> None:
-    problem = _problem(model, name, precision)
+def _take(model: PreTrainedModel, name: str, precision: str, packed: bool) -> None:
+    problem = _problem(model, name, precision, packed)
     if problem is not None:
         raise UserError(f"{KEY}: {name} {problem}; leave it out, which takes what fits best")
 
 
-def _problem(model: PreTrainedModel, name: str, precision: str) -> str | None:
+def _problem(model: PreTrainedModel, name: str, precision: str, packed: bool) -> str | None:
     """Why this machine or model can't have this attention, which is set otherwise."""
     model, cuda = base(model), torch.cuda.is_available()
     config = model.config.get_text_config()
@@ -132,7 +132,7 @@ def _problem(model: PreTrainedModel, name: str, precision: str) -> str | None:
         return "has no dropout, which the attention of this model has"
     if name == "flex_attention" and not cuda:
         return "trains on a GPU only, and there is none here"
-    if name in FLASH:
+    if name in FLASH and packed:  # with padding they take transformers' own mask
         AttentionInterface.register(name, flash)
         AttentionMaskInterface.register(name, documents_mask)
     try:

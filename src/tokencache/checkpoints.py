@@ -22,7 +22,7 @@ from .metrics import say
 from .plan import building_path
 
 ABOUT = "tokencache.json"
-SAID = ("counts", "seconds", "unlogged")
+SAID = ("counts", "seconds")
 WAIT_SECONDS = 1.0
 DEAD_AFTER = 60.0  # seconds without a sign of life after which a training is gone on with
 
@@ -146,7 +146,9 @@ def newest(checkpoints: Path, key: str) -> Checkpoint | None:
     for folder in _by_step(checkpoints):
         about = _about(folder)
         if about is not None and about["key"] == key:
-            return Checkpoint(folder, _step(folder), *(about[name] for name in SAID))
+            said = (about[name] for name in SAID)
+            # One of an earlier version was made together with a record.
+            return Checkpoint(folder, _step(folder), *said, about.get("unlogged", []))
         say(f"{folder}: damaged or not of this run; removed")
         shutil.rmtree(folder, ignore_errors=True)
     return None

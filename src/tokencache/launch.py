@@ -23,6 +23,8 @@ STANDALONE = [
     "--local-addr=localhost",
 ]  # fmt: skip
 
+SAME_SECONDS = 5  # in which ranks that end by themselves do so, all for one reason
+
 
 @dataclass(frozen=True)
 class Call:
@@ -174,7 +176,14 @@ def _torchrun(call: Call, words: list[str]) -> None:
 
 def _ends(failures: dict[int, Any]) -> str:
     stopped = -signal.SIGTERM  # by torchrun, because of another one
-    own = {n: failure for n, failure in failures.items() if failure.exitcode != stopped}
+    first = min(failure.timestamp for failure in failures.values())
+    # One that waits for another in a kernel hears nothing, and is killed half a minute later.
+    own = {
+        n: failure
+        for n, failure in failures.items()
+        if failure.exitcode not in (stopped, 128 - stopped)
+        and failure.timestamp - first < SAME_SECONDS
+    }
     said = []
     for rank, failure in sorted((own or failures).items()):
         how = f"ended with status {failure.exitcode}"

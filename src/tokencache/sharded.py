@@ -104,6 +104,9 @@ class ShardedTrainer(CacheTrainer):
         self.accelerator.prepare_model = unwrapped
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        if grad_norm is None:  # without clipping; the trainer's own would be a part of it
+            grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
+            grad_norm = torch.nn.utils.get_total_norm(grads)
         if isinstance(grad_norm, DTensor):
             grad_norm = grad_norm.full_tensor()
         return super()._get_grad_norm(model, grad_norm)
@@ -162,7 +165,9 @@ class ShardedTrainer(CacheTrainer):
             own = get_peft_model_state_dict(self.model, state_dict=own)
         with torch.no_grad():
             for file in sorted(Path(resume_from_checkpoint).glob("*.safetensors")):
-                for name, full in load_file(file).items():
+                found = load_file(file)
+                self._check_names(found.keys() - own.keys())
+                for name, full in found.items():
                     own[name].copy_(part(full, own[name]))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

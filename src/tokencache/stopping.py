@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +58,25 @@ class Interruptions:
         late = self._seconds is not None and time.monotonic() - self._saved >= self._seconds
         told, due = collectives.highest([self._told, int(late)])
         return (signal.Signals(told) if told else None), bool(due)
+
+
+def leave_to_parent(_: int) -> None:
+    """In a loader's worker: only its parent ends it.
+
+    A signal to all processes of a job is for the training, which makes a checkpoint; torch's own
+    handler in a worker dies of one that others send, and the training of that.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # on macOS
+        return
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class LogWithCheckpoints(TrainerCallback):

@@ -103,10 +103,10 @@ def _train(run: dict[str, Any], out: Path, checkpoints: Path, turn: saved.Turn) 
     with trainer.interruptions.heard():
         with _tracked(run, out, trainer):
             trainer.run_from(collectives.from_first(newest), turn)
-        if run["training"]["load_best_model_at_end"]:
-            trainer.load_best()
         if not ranks.first():
             return
+        if run["training"]["load_best_model_at_end"]:
+            trainer.load_best()
         if use_cache is not None:
             model.config.use_cache = use_cache  # the trainer turns it off
         with saved.disk_full_said(out), published(out, folder=True) as folder:

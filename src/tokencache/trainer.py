@@ -6,7 +6,7 @@ import itertools
 import math
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from .errors import Stopped, UserError
 from .meter import Meter, ShowSteps
 from .metrics import say
 from .progress import Progress
-from .stopping import GoOn, Interruptions, LogWithCheckpoints
+from .stopping import GoOn, Interruptions, LogWithCheckpoints, leave_to_parent
 from .watch import Watch, describe
 
 
@@ -56,6 +56,7 @@ class CacheTrainer(Trainer):
         self._steps = ShowSteps(f"train {self._label}")
         self.interruptions = Interruptions(run["training"]["save_minutes"])
         self._unlogged: list[dict[str, Any]] = []
+        self._saved: int | None = None
         super().__init__(
             model,
             arguments,
@@ -128,6 +129,7 @@ class CacheTrainer(Trainer):
             batch_sampler=self.batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
+            worker_init_fn=leave_to_parent,
             pin_memory=self.args.dataloader_pin_memory,
         )
         return prepare_data_loader(
@@ -208,9 +210,9 @@ class CacheTrainer(Trainer):
                     if shown:
                         shown.update(1)
             self.model.train()
-            if told:
-                self._stop(told)
-            total = collectives.summed({"loss": total.item()})["loss"]
+        if told:
+            self._stop(told)
+        total = collectives.summed({"loss": total.item()})["loss"]
         found = total / split.targets
         best = min(self._validation_losses().values(), default=math.inf)
         if self.planned["training"]["load_best_model_at_end"] and found < best:
@@ -331,7 +333,7 @@ class CacheTrainer(Trainer):
         if stops:
             # It may take long. The run that goes on makes up for it.
             self.control.should_evaluate = False
-        if stops or due:
+        if due and not stops and self._saved != step:  # at an epoch's end this is called twice
             self.control.should_save = True
         super()._maybe_log_save_evaluate(*given, **more)
         if stops:
@@ -375,7 +377,11 @@ class CacheTrainer(Trainer):
         self.model.save_pretrained(output_dir, state_dict=state_dict, **names)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        if load_result.unexpected_keys:
+        self._check_names(load_result.unexpected_keys)
+
+    def _check_names(self, unknown: Collection[str]) -> None:
+        """Of weights in a checkpoint that this model lacks."""
+        if unknown:
             raise UserError(
                 f"{self.args.output_dir}: a checkpoint of another version of this program, whose "
                 "weights would be lost here; remove this folder, and the run begins anew"
@@ -391,6 +397,7 @@ class CacheTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         unlogged = self._seen_since_record()
         self.interruptions.saved()
+        self._saved = self.state.global_step
         if not ranks.first():
             self._random_states()
             return
