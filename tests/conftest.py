@@ -190,7 +190,7 @@ def tokenizer_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(request):
     """A cluster that runs, and Apptainer on PATH, from the scripts that users have for it."""
     from slurm_cluster import script
 
@@ -204,9 +204,26 @@ def cluster():
     script("start.sh")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", os.pathsep.join(["/opt/apptainer/usr/bin", os.environ["PATH"]]))
+        # They take minutes, in which tests go on that need none.
+        request.getfixturevalue("images_begun")
         yield
     if not before:
         script("stop.sh")
+
+
+@pytest.fixture(scope="session")
+def images_begun(tmp_path_factory):
+    from slurm_cluster import build_images
+
+    return build_images(tmp_path_factory.mktemp("images") / "w")
+
+
+@pytest.fixture(scope="session")
+def images(images_begun):
+    """The images of this checkout are there; asked for after `cluster`, which begins with them."""
+    from slurm_cluster import PATIENCE, said
+
+    assert images_begun.process.wait(4 * PATIENCE) == 0, said(images_begun)
 
 
 @pytest.fixture

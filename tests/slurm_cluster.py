@@ -41,6 +41,13 @@ def made_in(folder, **more):
     return workflow
 
 
+def build_images(folder):
+    """The images of this checkout, in the background, as `snakemake images` makes them."""
+    workflow = made_in(folder)
+    start(workflow, "images", "--cores", "2", "--software-deployment-method", "apptainer")
+    return workflow
+
+
 def start(workflow, *words):
     """Snakemake in the background; what it says is in the file `said`."""
     with open(workflow.folder / "said", "w") as said:

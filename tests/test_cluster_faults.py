@@ -261,16 +261,16 @@ def test_the_scheduler_is_restarted_and_killed(workflow, undisturbed, calls, rep
     assert [len(calls_of_sbatch(calls, rule)) for rule in ("tokenize", "pack", "train")] == [1] * 3
 
 
-def test_an_image_is_deleted(workflow, undisturbed):
+def test_an_image_is_deleted(workflow, undisturbed, images):
     """Jobs that run in it go on; later ones fail, and the same command again builds it first."""
-    built, images = (workflow.folder / "images").resolve(), workflow.folder / "images"
-    images.unlink()
-    shutil.copytree(built, images, copy_function=os.link)
+    built, own = (workflow.folder / "images").resolve(), workflow.folder / "images"
+    own.unlink()
+    shutil.copytree(built, own, copy_function=os.link)
     cache = next(f"cache/{name}" for name in undisturbed.targets() if name.startswith("one/"))
     process = start(workflow, cache, *PROFILE, "--retries", "0")
     job = job_of(workflow, "tokenize")
     job.suspend()
-    image = next(images.glob("tokenize-*.sif"))
+    image = next(own.glob("tokenize-*.sif"))
     image.unlink()
     job.resume()
     assert process.wait(PATIENCE) == 1, said(workflow)

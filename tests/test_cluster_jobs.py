@@ -14,7 +14,7 @@ pytestmark = pytest.mark.xdist_group("cluster")
 
 
 @pytest.fixture(scope="module")
-def done(cluster, tmp_path_factory):
+def done(cluster, images, tmp_path_factory):
     """A workflow whose caches and runs were made by container jobs of the cluster."""
     workflow = made_in(tmp_path_factory.mktemp("cluster") / "w")
     workflow.planned = workflow.jobs(*PROFILE)
