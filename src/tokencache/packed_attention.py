@@ -176,74 +176,88 @@ def _wide(value: torch.Tensor, size: int) -> torch.Tensor:
     return functional.pad(value, [0, size - value.shape[-1]])
 
 
-@torch.compiler.disable
-def per_document(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: Documents | torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **more: Any,
-) -> tuple[torch.Tensor, None]:
-    """For AttentionInterface: SDPA of documents of like length together.
+# What attends within documents: query, key and value of (tokens, heads, size) each, the documents,
+# dropout and scaling; gives (tokens, heads, size).
+Kernel = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, "Documents", float, float | None], torch.Tensor
+]
+
+
+def _for_rows(name: str) -> Callable[[Kernel], Callable[..., tuple[torch.Tensor, None]]]:
+    """For AttentionInterface: a kernel for documents, and SDPA where they are not told.
 
     query, key, value: (rows, heads, width, size); gives (rows, width, heads, size).
     """
-    if not isinstance(attention_mask, Documents):
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal, **more
-        )
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    _check(PER_DOCUMENT, more, causal)
-    groups, there, back = attention_mask.groups
-    size = value.shape[-1]
-    grouped = [_flat(s)[there] for s in (query, key, _wide(value, query.shape[-1]))]
+
+    def made(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
+        @torch.compiler.disable
+        def attend(
+            module: torch.nn.Module,
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            attention_mask: Documents | torch.Tensor | None,
+            dropout: float = 0.0,
+            scaling: float | None = None,
+            is_causal: bool | None = None,
+            **more: Any,
+        ) -> tuple[torch.Tensor, None]:
+            if not isinstance(attention_mask, Documents):
+                return sdpa_attention_forward(
+                    module, query, key, value, attention_mask, dropout, scaling, is_causal, **more
+                )
+            causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+            _check(name, more, causal)
+            states = [_flat(s) for s in (query, key, _wide(value, query.shape[-1]))]
+            output = kernel(*states, attention_mask, dropout, scaling)[..., : value.shape[-1]]
+            rows = attention_mask.rows, attention_mask.width
+            return output.unflatten(0, rows).contiguous(), None
+
+        return attend
+
+    return made
+
+
+@_for_rows(PER_DOCUMENT)
+def per_document(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    documents: Documents,
+    dropout: float,
+    scaling: float | None,
+) -> torch.Tensor:
+    """SDPA of documents of like length together."""
+    groups, there, back = documents.groups
     sizes, outputs = [group.count * group.length for group in groups], []
-    for group, *parts in zip(groups, *(states.split(sizes) for states in grouped), strict=True):
+    parted = (states[there].split(sizes) for states in (query, key, value))
+    for group, *parts in zip(groups, *parted, strict=True):
         q, k, v = (s.unflatten(0, (group.count, group.length)).transpose(1, 2) for s in parts)
         found = functional.scaled_dot_product_attention(
             q, k, v, attn_mask=group.mask, dropout_p=dropout, is_causal=group.mask is None,
             scale=scaling, enable_gqa=q.shape[1] != k.shape[1],
         )  # fmt: skip
         outputs.append(_flat(found))
-    output = torch.cat(outputs)[back][..., :size]
-    return output.unflatten(0, (attention_mask.rows, attention_mask.width)).contiguous(), None
+    return torch.cat(outputs)[back]
 
 
-@torch.compiler.disable
+@_for_rows(VARLEN)
 def varlen(
-    module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: Documents | torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **more: Any,
-) -> tuple[torch.Tensor, None]:
-    """For AttentionInterface: PyTorch's flash kernel for sequences of several lengths.
-
-    query, key, value: (rows, heads, width, size); gives (rows, width, heads, size).
-    """
-    if not isinstance(attention_mask, Documents):
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal, **more
-        )
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    _check(VARLEN, more, causal)
+    documents: Documents,
+    dropout: float,
+    scaling: float | None,
+) -> torch.Tensor:
+    """PyTorch's flash kernel for sequences of several lengths."""
     if dropout:
         raise ValueError(f"{VARLEN} attention has no dropout")
-    size, kind = value.shape[-1], query.device.type
+    kind = query.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         query, key, value = (states.to(dtype) for states in (query, key, value))
-    states = [_flat(s) for s in (query, key, _wide(value, query.shape[-1]))]
-    output = call_varlen(varlen_attn, *states, attention_mask, scaling)[..., :size]
-    return output.unflatten(0, (attention_mask.rows, attention_mask.width)).contiguous(), None
+    return call_varlen(varlen_attn, query, key, value, documents, scaling)
 
 
 def call_varlen(
