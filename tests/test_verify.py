@@ -141,7 +141,7 @@ def test_quarantine_takes_what_is_damaged_out_of_the_way(experiment, capsys):
     status, said = verify(experiment, capsys)
     assert (status, said["checked"]) == (0, {"token shard": 53, "cache": 5})
     cache = experiment.folder / "cache"
-    assert len(inventory.targets(cache)) == 5
+    assert len(list(inventory.cache_folders(cache))) == 5
     # It goes with all else that was made.
     made = inventory.made(str(cache), str(experiment.folder / "results"))
     assert str(cache / "quarantine") in made["shared", ""] and ("caches", "quarantine") not in made

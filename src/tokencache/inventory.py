@@ -158,18 +158,6 @@ def _read(folder: Path, pattern: str, needed: set[str]) -> list[dict[str, Any]]:
     return found
 
 
-def targets(root: str | Path) -> list[Path]:
-    """The folders of all caches in a cache folder, or of all runs in a results folder."""
-    return [
-        target
-        for model in _folders(Path(root))
-        if model.name not in SHARED
-        for dataset in _folders(model)
-        for target in _folders(dataset)
-        if TARGET.fullmatch(target.name)
-    ]
-
-
 def shared(cache: str | Path, kind: str) -> list[Path]:
     """The folders of a kind of SHARED: a tokenizer's, a fetched data set's or model's."""
     return [folder for folder in _folders(Path(cache, kind)) if KEY.fullmatch(folder.name)]

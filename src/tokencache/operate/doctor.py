@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -39,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = env.classes(allowed)
     if arguments.json:
         said = {"findings": list(map(asdict, found)), "settings": settings}
-        print(json.dumps(said, indent=1))
+        tables.show_json(said)
     else:
         _show(found, settings)
     return int(any(finding.state == FAIL for finding in found))

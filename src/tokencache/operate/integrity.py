@@ -78,9 +78,9 @@ def everything(cache: str, results: str) -> Iterator[Thing]:
         yield thing("source" if os.path.exists(folder / fetch.FETCHED) else "model", folder)
     for path in inventory.token_shards(cache):
         yield thing("token shard", path)
-    for folder in inventory.targets(cache):
+    for folder in inventory.cache_folders(cache):
         yield thing("cache", folder)
-    for folder in inventory.targets(results):
+    for folder in inventory.run_folders(results):
         yield thing("run", folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +15,7 @@ from .. import sources
 from ..config import Config
 from ..errors import UserError
 from ..files import read_json
-from ..inventory import CACHE_FILE, PROVENANCE_FILE, RUN_FILE, targets
+from ..inventory import CACHE_FILE, PROVENANCE_FILE, RUN_FILE, cache_folders, run_folders
 from ..plan import PLANS, Plan, tokenizer_path, tokens_path
 from . import made_of
 from .experiment import plan_of
@@ -53,12 +54,14 @@ class Provenance:
     @cached_property
     def caches(self) -> dict[str, dict[str, Any]]:
         """cache.json of all caches that can be read, by folder."""
-        return _records(targets(self.config.cache), CACHE_FILE, {"sources", "settings", "key"})
+        return _records(
+            cache_folders(self.config.cache), CACHE_FILE, {"sources", "settings", "key"}
+        )
 
     @cached_property
     def runs(self) -> dict[str, dict[str, Any]]:
         """run.json of all runs."""
-        return _records(targets(self.config.results), RUN_FILE, {"made_of", "key"})
+        return _records(run_folders(self.config.results), RUN_FILE, {"made_of", "key"})
 
     @cached_property
     def _rows(self) -> dict[str, list[str]]:
@@ -273,7 +276,7 @@ class Provenance:
         return node
 
 
-def _records(folders: list[Path], name: str, needed: set[str]) -> dict[str, dict[str, Any]]:
+def _records(folders: Iterable[Path], name: str, needed: set[str]) -> dict[str, dict[str, Any]]:
     found = {}
     for folder in folders:
         with suppress(OSError, ValueError):  # it goes away, or is damaged: verify says so

@@ -19,7 +19,7 @@ from .. import making, marks, ranks
 from ..config import Combination, Config
 from ..errors import UserError
 from ..files import key_of, make_folder, read_json
-from ..inventory import CACHE_FILE, QUARANTINE, RUN_FILE, targets
+from ..inventory import CACHE_FILE, QUARANTINE, RUN_FILE, cache_folders, run_folders
 from ..plan import PLANS, Plan
 from .experiment import plan_of
 from .integrity import Thing, confirmed, written
@@ -94,10 +94,10 @@ class Uses:
 
     def __init__(self, config: Config) -> None:
         self._of: dict[str, list[Names]] = {}
-        for folder in targets(config.cache):
+        for folder in cache_folders(config.cache):
             with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                 self._add(names_of(folder), read_json(folder / CACHE_FILE), config.cache)
-        for folder in targets(config.results):
+        for folder in run_folders(config.results):
             with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                 weights = read_json(folder / RUN_FILE)["made_of"]["weights"] or {}
                 key = key_of(["hub weights", [weights["hub"], weights["revision"]]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int | None:
     """Print what there is to say, once or live. Raises UserError where there is no plan."""
     overview = Overview(_plan(arguments))
     if arguments.json:
-        print(json.dumps(overview.look(), indent=1))
+        tables.show_json(overview.look())
         return None
     out = tables.console()
     if not (arguments.watch and out.is_terminal):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..config import Config
 from ..inventory import CACHE_FILE, KEY, PROVENANCE_FILE, RUN_FILE
 from .experiment import add_config_words, config_of
 from .provenance import CHECKPOINTS, Node, Provenance
-from .tables import console
+from .tables import console, show_json
 
 # What a tree says otherwise, or leaves to the JSON.
 NOT_SHOWN = ("config", "plan", "shards", "key", "model", "dataset", "max_length", "split", "state",
@@ -34,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = config_of(arguments)
     node = trace(config, arguments.path)
     if arguments.json:
-        print(json.dumps(node.json(), indent=1, ensure_ascii=False))
+        show_json(node.json())
     else:
         console().print(_tree(node))
 

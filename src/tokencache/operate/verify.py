@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -18,7 +17,7 @@ from . import integrity, repair
 from .experiment import add_config_words, config_of
 from .integrity import Thing, Unchecked
 from .repair import Finding
-from .tables import show
+from .tables import show, show_json
 
 
 def add_words(parser: argparse.ArgumentParser) -> None:
@@ -159,7 +158,7 @@ def _print_json(
             for one in compared
         ],
     }
-    print(json.dumps(about, indent=1, ensure_ascii=False))
+    show_json(about)
 
 
 def _print(

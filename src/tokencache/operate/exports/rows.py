@@ -3,6 +3,7 @@ take as tokenized already."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from pathlib import Path
 from typing import ClassVar
@@ -41,7 +42,7 @@ class Parquet:
         return {self._path: self._file.hasher.hexdigest()}
 
 
-class _DataSet:
+class _DataSet(ABC):
     """A split of a data set that `datasets.load_from_disk` opens."""
 
     types: ClassVar[dict[str, np.dtype]]
@@ -55,8 +56,9 @@ class _DataSet:
         made = ArrowWriter(self._path, self._schema, stream=True)
         self._writer = self._opened.enter_context(made)
 
+    @abstractmethod
     def columns(self, block: Block) -> dict[str, Column]:
-        raise NotImplementedError
+        """Those of `types`, of some rows."""
 
     def write(self, block: Block) -> None:
         made = self.columns(block).items()
