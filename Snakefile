@@ -67,15 +67,15 @@ onstart:
         prepare_containers()
 
 
+# That no job failed does not say that all is there, and the exit status has to.
 onsuccess:
-    workflow_file.end()
-    plan.remove_marks()
-    workflows.withdraw(plan)
+    problem = lacking()
+    end()
     print(summary.table(plan), file=sys.stderr)
+    if problem:
+        raise SystemExit(problem)
 
 
 onerror:
-    workflow_file.end()
-    plan.remove_marks()
-    workflows.withdraw(plan)
+    end()
     say_lost_images()

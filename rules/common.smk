@@ -27,7 +27,7 @@ os.environ.update(
 
 from tokencache import inventory, machine, summary, why, workflows
 from tokencache.config import load
-from tokencache.errors import UserError
+from tokencache.errors import UserError, listed
 from tokencache.messages import check_files
 from tokencache.plan import WORKFLOW, Plan, fetched_path, files_of, tokenizer_path
 from tokencache.progress_files import ProgressFile
@@ -108,6 +108,27 @@ def targets(*kinds, model=None):
     return [*dict.fromkeys(mark for cache in caches for mark in token_marks(cache)), *found]
 
 
+def end():
+    """What a run leaves to nobody, however it went."""
+    workflow_file.end()
+    plan.remove_marks()
+    workflows.withdraw(plan)
+
+
+def lacking():
+    """A message on what this run was asked for and did not make, though all its jobs went well."""
+    asked = (file for job in workflow.dag.targetjobs for file in job.output or job.input)
+    missing = sorted({str(file) for file in asked if not os.path.exists(file)})
+    if not missing:
+        return None
+    named = listed(missing, "\n  ")
+    return (
+        f"tokencache: this run ended without\n  {named}\n"
+        "which it was asked for, though none of its jobs failed: something else removed it, or "
+        "Snakemake skipped its job; run snakemake again"
+    )
+
+
 def unless_there(target, image, inputs):
     """What a target is made from and in, while it is not there: its key says that it is fresh."""
     return [] if Path(target).exists() else [*inputs, *image_inputs(image)]
@@ -116,8 +137,8 @@ def unless_there(target, image, inputs):
 def planned(entries, target):
     """The plan's entry of a target that somebody asked for by its path."""
     if target not in entries:
-        known = "\n  ".join(["", *entries])
-        raise WorkflowError(f"{target} is not what the present config makes; that is:{known}")
+        known = listed(entries, "\n  ")
+        raise WorkflowError(f"{target} is not what the present config makes; that is:\n  {known}")
     return entries[target]
 
 
@@ -128,8 +149,17 @@ def trained_tokenizer_inputs(wildcards):
 
 
 def source_inputs(shards):
-    """The sources of shards, but for names that Snakemake would take for patterns."""
-    return [ancient(file) for file in files_of(shards) if not re.search("[{}]", file)]
+    """The sources of shards, but for names that Snakemake would take for patterns.
+
+    Fetched data is not `ancient`: Snakemake skips the jobs that wait for what is ancient and
+    there, also where another reason starts the job that makes it, such as a mark that it is
+    incomplete.
+    """
+    return [
+        file if file in plan.fetches else ancient(file)
+        for file in files_of(shards)
+        if not re.search("[{}]", file)
+    ]
 
 
 def batch_inputs(wildcards):

@@ -1,4 +1,15 @@
-"""The exceptions that are meant for the user."""
+"""The exceptions that are meant for the user, and how their messages are written."""
+
+from collections.abc import Iterable
+
+MOST_NAMES = 20  # that a message lists
+
+
+def listed(names: Iterable[object], between: str = ", ", most: int = MOST_NAMES) -> str:
+    """The first names of many, and how many more there are."""
+    found = [str(name) for name in names]
+    more = [f"… and {len(found) - most:,} more"] if len(found) > most else []
+    return between.join([*found[:most], *more])
 
 
 class UserError(Exception):
