@@ -14,7 +14,7 @@ MB = 1e6
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
-    sections.write_first(folder / "RESULTS.md", markdown(results))
+    sections.write(folder / "RESULTS.md", sections.FIRST, markdown(results))
     if results.get("compare"):
         plot(results, folder / "results.svg")
 

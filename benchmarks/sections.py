@@ -1,23 +1,28 @@
-"""RESULTS.md has a part for each command that measures; each leaves the others' alone."""
+"""RESULTS.md has a part for each command that measures; each leaves the other parts alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-TRAINING = "<!-- from here on made by `make bench-training`, above by `make bench` -->\n\n"
+FIRST = "bench"  # the part without a mark
+MARKS = {
+    "cpu": "<!-- from here on made by `make bench-training` on a CPU -->",
+    "gpu": "<!-- from here on made by `make bench-training` on a GPU -->",
+}
 
 
-def write_first(path: Path, text: str) -> None:
-    """What `make bench` found."""
-    _, mark, training = _both(path)
-    path.write_text(text + (f"\n{mark}{training}" if mark else ""), encoding="utf-8")
+def write(path: Path, part: str, text: str) -> None:
+    """Replace one part of RESULTS.md: `bench`, `cpu` or `gpu`."""
+    parts = _read(path) | {part: text.strip("\n")}
+    order = [FIRST, *MARKS]
+    texts = [f"{MARKS[name]}\n\n{parts[name]}" if name in MARKS else parts[name]
+             for name in order if parts.get(name)]  # fmt: skip
+    path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
 
 
-def write_training(path: Path, text: str) -> None:
-    first, _, _ = _both(path)
-    first = first.rstrip("\n")
-    path.write_text((f"{first}\n\n" if first else "") + TRAINING + text, encoding="utf-8")
-
-
-def _both(path: Path) -> tuple[str, str, str]:
-    return (path.read_text(encoding="utf-8") if path.exists() else "").partition(TRAINING)
+def _read(path: Path) -> dict[str, str]:
+    rest = path.read_text(encoding="utf-8") if path.exists() else ""
+    found = {}
+    for name, mark in reversed(MARKS.items()):
+        rest, _, found[name] = rest.partition(mark)
+    return {name: text.strip("\n") for name, text in (found | {FIRST: rest}).items()}

@@ -15,14 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-MAX_LENGTH = 2048
-VOCABULARY = 4096
-COMMON = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 4}
-SMALL = COMMON | {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2}
-LARGE = COMMON | {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 12,
-                  "num_attention_heads": 16, "num_key_value_heads": 16}  # fmt: skip
 LEARNING_RATE = 1e-3
-WARM_UP = 1  # steps that are not timed
+WARM_UP = 2  # steps that are not timed, unless the first one takes as long as this:
+ENOUGH_SECONDS = 20  # and a step that ends so long after the first timed one began is the last
 
 
 @dataclass(frozen=True)
@@ -61,24 +56,37 @@ def by_documents() -> str | None:
     return VARLEN if torch.cuda.is_available() else PER_DOCUMENT
 
 
-def architecture() -> dict[str, Any]:
-    """A model that keeps this machine busy, and where attention counts."""
+def config_of(folder: Path) -> dict[str, Any]:
+    """The config.yaml of the experiment."""
+    import yaml
+
+    return yaml.safe_load((folder / "config.yaml").read_text())
+
+
+def make_model(folder: Path, attention: str) -> Any:
+    """The experiment's model with random weights, on the GPU where there is one."""
     import torch
-
-    return LARGE if torch.cuda.is_available() else SMALL
-
-
-def make_model(attention: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
+    from tokencache.models import vocabulary
+
     set_seed(0)
+    given = config_of(folder)
     config = AutoConfig.for_model(
-        **architecture(), vocab_size=VOCABULARY, max_position_embeddings=MAX_LENGTH
+        **given["models"]["model"]["architecture"],
+        vocab_size=vocabulary(tokenizer_of(folder)).size,
+        max_position_embeddings=given["max_length"],
     )
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
 
 
 def run_arm(folder: Path, arm: Arm, steps: int, useful: int, rows_at_once: int) -> dict[str, Any]:
+    """Train for some steps; returns rates, peak memory and the validation loss.
+
+    useful: targets of a step, about. rows_at_once: rows of a batch where nothing else says it;
+    rows that are padded to max_length come one at a time on a GPU, whose memory they fill.
+    """
     import torch
 
     from tokencache import hardware, meter
@@ -89,15 +97,20 @@ def run_arm(folder: Path, arm: Arm, steps: int, useful: int, rows_at_once: int) 
     by_documents()  # makes its attention known
     torch.backends.fp32_precision = "tf32" if arm.tf32 else "ieee"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = make_model(arm.attention).to(device)
+    if arm.padded and device.type == "cuda":
+        rows_at_once = 1
+    model = make_model(folder, arm.attention)
     compiled = torch.compile(model, dynamic=True) if arm.compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     peak = hardware.peak(torch.cuda.get_device_name()) if device.type == "cuda" else None
     batches = _batches(arm, folder, rows_at_once, useful, device)
     names = ("tokens", "targets", "squares", "computed")
-    started, counts, seen = 0.0, dict.fromkeys(names, 0), 0
+    started, counts, seen = time.perf_counter(), dict.fromkeys(names, 0), 0
+    warm_up = WARM_UP
     for step in range(WARM_UP + steps):
-        if step == WARM_UP:
+        if step == 1 and time.perf_counter() - started > ENOUGH_SECONDS:
+            warm_up = 1
+        if step == warm_up:
             _wait(device)
             started, counts, seen = time.perf_counter(), dict.fromkeys(names, 0), counts["targets"]
         done, last, parts = 0, 0, []
@@ -112,7 +125,9 @@ def run_arm(folder: Path, arm: Arm, steps: int, useful: int, rows_at_once: int) 
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    _wait(device)
+        _wait(device)
+        if step >= warm_up and time.perf_counter() - started > ENOUGH_SECONDS:
+            break
     seconds = time.perf_counter() - started
     of_each = meter.model_flops(model)
     flops = of_each["tokens"] * counts["targets"] + of_each["squares"] * counts["squares"]
@@ -122,7 +137,7 @@ def run_arm(folder: Path, arm: Arm, steps: int, useful: int, rows_at_once: int) 
         "mfu": flops / seconds / peak if peak else None,
         "peak_bytes": hardware.peak_memory(),
         "useful_tokens": seen + counts["targets"],
-        "loss": _validate(model, caches_of(folder)["rows"], device),
+        "loss": validate(folder, model),
     }
 
 
@@ -162,13 +177,14 @@ def _batches(
     from tokencache.view import open_cache
 
     caches, tokenizer = caches_of(folder), tokenizer_of(folder)
+    max_length = config_of(folder)["max_length"]
     found = split(open_cache(caches["packed" if arm.packed else "rows"], "train"))
     size = {"max_tokens": useful} if arm.by_tokens else {"per_device_train_batch_size": rows}
     size |= {"group_by_length": arm.grouped}
-    order = Batches(Training(**size).model_dump(), found.lengths, MAX_LENGTH, found.packed)
-    collate: Any = Collator(vocabulary(tokenizer).pad, MAX_LENGTH, found.packed)
+    order = Batches(Training(**size).model_dump(), found.lengths, max_length, found.packed)
+    collate: Any = Collator(vocabulary(tokenizer).pad, max_length, found.packed)
     if arm.padded:
-        collate = _Wide(collate)
+        collate = _Wide(collate, max_length)
     source: Any = Rows(found) if arm.cached else _Texts(folder, tokenizer, len(found))
     loader = DataLoader(
         source, batch_sampler=order, collate_fn=collate, num_workers=arm.workers,
@@ -185,14 +201,11 @@ class _Texts:
     """Documents that are tokenized when a batch of them is asked for."""
 
     def __init__(self, folder: Path, tokenizer: Path, count: int) -> None:
-        import yaml
         from transformers import AutoTokenizer
 
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        files = config["datasets"]["rows"]["files"]
-        lines = (line for file in files for line in Path(file).read_bytes().splitlines())
-        self._texts = [json.loads(line)["text"] for line in islice(lines, count)]
+        self._texts = list(islice(texts_of(folder), count))
         self._tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        self._max_length = config_of(folder)["max_length"]
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -201,15 +214,15 @@ class _Texts:
         import numpy as np
 
         texts = [self._texts[place] for place in places]
-        found = self._tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]
+        found = self._tokenizer(texts, truncation=True, max_length=self._max_length)["input_ids"]
         return [{"input_ids": np.array(ids), "labels": np.array(ids)} for ids in found]
 
 
 class _Wide:
     """A collator whose batches are as wide as max_length."""
 
-    def __init__(self, collate: Any) -> None:
-        self._collate = collate
+    def __init__(self, collate: Any, max_length: int) -> None:
+        self._collate, self._max_length = collate, max_length
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         import torch
@@ -219,26 +232,34 @@ class _Wide:
         batch = self._collate(rows)
         fill = {"input_ids": self._collate.pad_id, "labels": IGNORED, "attention_mask": 0}
         for name, value in fill.items():
-            more = MAX_LENGTH - batch[name].shape[1]
+            more = self._max_length - batch[name].shape[1]
             batch[name] = torch.nn.functional.pad(batch[name], (0, more), value=value)
-        batch[COUNTS]["computed"] = len(rows) * MAX_LENGTH
+        batch[COUNTS]["computed"] = len(rows) * self._max_length
         return batch
 
 
-def _validate(model: Any, cache: Path, device: Any) -> float:
+def texts_of(folder: Path) -> Iterator[str]:
+    """The documents of the experiment's files, in their order."""
+    for file in config_of(folder)["datasets"]["rows"]["files"]:
+        for line in (folder / file).read_bytes().splitlines():
+            yield json.loads(line)["text"]
+
+
+def validate(folder: Path, model: Any) -> float:
+    """The loss over every target of the validation split, in float32, without packing."""
     import torch
 
     from tokencache.collate import Collator, split
     from tokencache.view import open_cache
 
-    found = split(open_cache(cache, "validation"))
-    collate, total = Collator(0, MAX_LENGTH, False), 0.0
+    found = split(open_cache(caches_of(folder)["rows"], "validation"))
+    collate, total = Collator(0, config_of(folder)["max_length"], False), 0.0
     model.eval()
     with torch.no_grad():
         for start in range(0, len(found), 8):
             places = list(range(start, min(start + 8, len(found))))
             batch = collate(found.rows.__getitems__(places))
-            total += _loss(model, batch, "float32", device).item()
+            total += _loss(model, batch, "float32", model.device).item()
     return total / found.targets
 
 

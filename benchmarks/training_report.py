@@ -8,15 +8,23 @@ from typing import Any
 
 import sections
 from tables import table
+from training_arm import ENOUGH_SECONDS, WARM_UP
 
 SLOW, FAIR = "slow set-up", "rows from the cache"
-OURS = ("tokencache train, rows", "tokencache train, packed")
+OURS = (
+    "tokencache train, rows",
+    "tokencache train, packed",
+    "tokencache train, packed and compiled",
+)
+# By name, the attention of transformers that TRL trains with.
+TRL = {"TRL, packed, SDPA": "sdpa", "TRL, packed, FlexAttention": "flex_attention"}
 MB = 1e6
 
 
-def write(results: dict[str, Any], folder: Path) -> None:
-    sections.write_training(folder / "RESULTS.md", markdown(results))
-    plot(results, folder / "training.svg")
+def write(results: dict[str, Any], folder: Path, device: str) -> None:
+    """Put what was measured on a `device`, cpu or gpu, into its part of RESULTS.md and its plot."""
+    sections.write(folder / "RESULTS.md", device, markdown(results))
+    plot(results, folder / ("training.svg" if device == "cpu" else f"training-{device}.svg"))
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -40,33 +48,38 @@ def _head(results: dict[str, Any]) -> str:
     busy = ""
     if machine["busy"] > 0.1:
         busy = f"\n\n**Preliminary:** others used {machine['busy']:.0%} of the cores at the start."
-    return f"""# Training
+    return f"""# Training{"" if results["device"] == "no GPU" else " on a GPU"}
 
 Made by `{machine["command"].strip()}` on {machine["date"]}, commit {machine["commit"]}: \
 {machine["processor"]}, {machine["cores"]} cores, {machine["memory_gb"]} GB, {results["device"]}, \
 {machine["system"]}, Python {machine["python"]}; {versions}.{busy}
 
-A Llama with {results["parameters"]:,} parameters (hidden size {results["model"]["hidden_size"]}, \
-{results["model"]["num_hidden_layers"]} layers) on {results["rows"]:,} instructions with their \
-answers ({results["made_from"]}), {results["mean_length"]:.0f} tokens on average, max_length \
-{results["max_length"]:,}. Each arm has what the arms above it have and one change more; arms that \
-could not be run here are left out of that. A step has about {given["useful"]:,} useful tokens \
-(those that are predicted) in each arm. Figures are medians of {given["rounds"]} rounds, in which \
-the arms took turns, of {given["steps"]} steps after a first one, without imports. The validation \
-loss is that after these steps. The arms from "{SLOW}" on are a bare loop; "tokencache train" is \
-the workflow's own job."""
+A Llama from scratch with {results["parameters"]:,} parameters \
+(hidden size {results["model"]["hidden_size"]}, {results["model"]["num_hidden_layers"]} layers) \
+on {results["rows"]:,} instructions with their answers ({results["made_from"]}), \
+{results["mean_length"]:.0f} tokens on average, max_length {results["max_length"]:,}. Each arm has \
+what the arms above it have and one change more; arms that could not be run here are left out of \
+that. A step has about {given["useful"]:,} useful tokens (those that are predicted) in each arm. \
+Figures are medians of {given["rounds"]} rounds, in which the arms took turns, of {given["steps"]} \
+steps after {WARM_UP} that are not timed (fewer of an arm whose steps take over {ENOUGH_SECONDS} \
+s), without imports. The validation loss is that after these steps. "TRL" is its SFTTrainer with \
+packing, without padding and with the same precision and optimizer; "tokencache train" is the \
+workflow's own job. All other arms are a bare loop."""
 
 
 def _aims(results: dict[str, Any]) -> str:
     gpu = results["device"] != "no GPU"
     slow, fair = rate(results, SLOW), rate(results, FAIR)
     ours = max((rate(results, name) or 0.0 for name in OURS), default=0.0)
-    others = {name: rate(results, name) for name in results["arms"] if name not in OURS}
+    others = {name: rate(results, name) for name in results["arms"] if name not in (*OURS, *TRL)}
     rows = []
     if slow and ours:
         rows.append(_aim(f"ours against the {SLOW}", 12 if gpu else 5, ours / slow))
     if fair and ours and gpu:
         rows.append(_aim(f"ours against a fair set-up ({FAIR})", 1.5, ours / fair))
+    trl = [found for name in TRL if (found := rate(results, name))]
+    if trl and ours and gpu:
+        rows.append(_aim("ours against the best of TRL", 0.95, ours / max(trl)))
     if others and ours and not gpu:
         best = max(others, key=others.get)
         # Rounds of the same arm differ by some hundredths.

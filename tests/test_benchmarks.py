@@ -172,21 +172,30 @@ def test_the_part_on_training_says_what_was_measured_and_what_was_not():
         "- TF32: it needs a GPU",
     ):
         assert row in text
-    gpu = training_report.markdown(TRAINED | {"device": "a GPU"})
+    measured = TRAINED["arms"] | {
+        "TRL, packed, SDPA": [arm(980)],
+        "TRL, packed, FlexAttention": [arm(800)],
+    }
+    gpu = training_report.markdown(TRAINED | {"device": "a GPU", "arms": measured})
     assert "| ours against the slow set-up | 12 × | 10.00 × | no |" in gpu
     assert "| ours against a fair set-up (rows from the cache) | 1.5 × | 2.00 × | yes |" in gpu
+    assert "| ours against the best of TRL | 0.95 × | 1.02 × | yes |" in gpu
 
 
-def test_each_command_leaves_the_other_s_part_of_the_results_alone(tmp_path):
+def test_each_command_leaves_the_other_parts_of_the_results_alone(tmp_path):
     pytest.importorskip("matplotlib")
     results = tmp_path / "RESULTS.md"
-    training_report.write(TRAINED, tmp_path)
+    on_gpu = TRAINED | {"device": "a GPU"}
+    training_report.write(TRAINED, tmp_path, "cpu")
     assert training_report.markdown(TRAINED) in results.read_text()
     assert (tmp_path / "training.svg").read_text().count("<svg") == 1
     for _ in range(2):
+        training_report.write(on_gpu, tmp_path, "gpu")
         report.write(RESULTS, tmp_path)
-        training_report.write(TRAINED, tmp_path)
+        training_report.write(TRAINED, tmp_path, "cpu")
         text = results.read_text()
         assert text.startswith(report.markdown(RESULTS))
-        assert text.endswith(training_report.markdown(TRAINED))
+        assert training_report.markdown(TRAINED) in text
+        assert text.endswith(training_report.markdown(on_gpu))
         assert text.count("# Training\n") == text.count("# Measured side by side") == 1
+    assert (tmp_path / "training-gpu.svg").exists()
