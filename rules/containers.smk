@@ -40,11 +40,12 @@ def train_image(wildcards):
 
 
 def train_within(wildcards):
+    """Words of the command line, for a run on several nodes."""
     if not containers or not train_nodes(wildcards):
-        return ""
+        return []
     given = workflow.deployment_settings.apptainer_args
     command = f"apptainer exec --home {shlex.quote(os.getcwd())} {given} {image('train')}"
-    return f"--within {shlex.quote(command)}"
+    return ["--within", command]
 
 
 def prepare_containers():

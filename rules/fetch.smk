@@ -14,4 +14,4 @@ rule fetch:
     params:
         plan=plan.path,
     shell:
-        "tokencache fetch --plan {params.plan} --threads {threads} {output:q} 2>&1 | tee {log}"
+        "tokencache fetch --plan {params.plan:q} --threads {threads} {output:q} 2>&1 | tee {log:q}"

@@ -20,7 +20,7 @@ rule pack_part:
     params:
         plan=plan.path,
     shell:
-        "tokencache pack-part --plan {params.plan} --threads {threads} {output:q} 2>&1 | tee {log}"
+        "tokencache pack-part --plan {params.plan:q} --threads {threads} {output:q} 2>&1 | tee {log:q}"
 
 
 rule pack:
@@ -51,4 +51,4 @@ rule pack:
     params:
         plan=plan.path,
     shell:
-        "tokencache pack --plan {params.plan} --threads {threads} {output:q} 2>&1 | tee {log}"
+        "tokencache pack --plan {params.plan:q} --threads {threads} {output:q} 2>&1 | tee {log:q}"

@@ -20,7 +20,7 @@ rule tokenize:
     params:
         plan=plan.path,
     shell:
-        "tokencache tokenize --plan {params.plan} --threads {threads} {wildcards.batch} 2>&1 | tee {log}"
+        "tokencache tokenize --plan {params.plan:q} --threads {threads} {wildcards.batch:q} 2>&1 | tee {log:q}"
 
 
 # All batches of a token set: one thing to wait for, where hundreds of caches wait for hundreds

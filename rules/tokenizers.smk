@@ -15,7 +15,7 @@ rule materialize_tokenizer:
     params:
         plan=plan.path,
     shell:
-        "tokencache materialize-tokenizer --plan {params.plan} --threads {threads} {output:q} 2>&1 | tee {log}"
+        "tokencache materialize-tokenizer --plan {params.plan:q} --threads {threads} {output:q} 2>&1 | tee {log:q}"
 
 
 rule train_tokenizer:
@@ -38,4 +38,4 @@ rule train_tokenizer:
     params:
         plan=plan.path,
     shell:
-        "tokencache train-tokenizer --plan {params.plan} --threads {threads} {output:q} 2>&1 | tee {log}"
+        "tokencache train-tokenizer --plan {params.plan:q} --threads {threads} {output:q} 2>&1 | tee {log:q}"

@@ -36,5 +36,5 @@ rule train:
         # A signal to all processes of a job is for the training alone, and neither for what
         # waits for it nor for its log.
         "trap '' TERM USR1; "
-        "tokencache train --plan {params.plan} --threads {threads} {params.within} {output:q} 2>&1"
-        " | tee {log}"
+        "tokencache train --plan {params.plan:q} --threads {threads} {params.within:q} {output:q} 2>&1"
+        " | tee {log:q}"

@@ -312,3 +312,8 @@ def test_what_is_suggested_for_other_names_is_a_key_here():
         fields = places[where].model_fields
         assert set(here.split(" and ")) <= fields.keys() and name not in fields
         assert example.format(1)
+
+
+@pytest.mark.parametrize("base", ["", " ", "docker://x\n%setup\n touch PWNED", "a{b}c"])
+def test_a_base_that_is_no_single_line(base):
+    refused("containers.base: .* can't name an image", containers={"base": base})

@@ -169,6 +169,9 @@ class Containers(Section):
     @field_validator("base")
     @classmethod
     def _known(cls, value: str) -> str:
+        # It becomes a line of a definition file, in which another line could say anything.
+        if not value.strip() or not value.isprintable() or re.search("[{}]", value):
+            raise ValueError(f"{value!r} can't name an image; give one line without {{}}")
         if value != "debian" and "://" not in value and not Path(value).exists():
             raise ValueError(
                 f"there is no folder or image {value!r}; give one, a URL such as "

@@ -209,6 +209,13 @@ def job_environment(plan: Plan, checkout: Path) -> dict[str, str]:
 
     Raises UserError where a path has what Apptainer takes for its own.
     """
+    here = str(Path.cwd())
+    if "'" in here or "\\" in here or not here.isprintable():
+        # Snakemake writes it between such quotes into the command that starts a container.
+        raise UserError(
+            f"{here}: jobs in images can't run in a folder with a quote ('), a backslash or a "
+            "control character in its path; rename it"
+        )
     outputs = [Path.cwd(), *map(Path, (plan.cache, plan.results))]
     for folder in outputs:
         folder.mkdir(parents=True, exist_ok=True)
