@@ -99,7 +99,7 @@ def test_a_hostile_value_stays_one_word(lines, value, tmp_path):
 
 
 def test_a_checkout_and_folders_with_hostile_names(tmp_path):
-    folder = tmp_path / "a check'out of \"mine\" $(touch PWNED)"
+    folder = tmp_path / 'a check\'out of "mine" $(touch PWNED)'
     make_tokenizer("bos_eos", folder / "the tokenizer; touch PWNED")
     config = {
         "cache": "the $(touch PWNED) 'cache'",
