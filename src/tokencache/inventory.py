@@ -76,8 +76,11 @@ def _parted(cache: str | Path) -> tuple[bytes, bytes]:
 def rows_key(about: dict[str, Any]) -> str:
     """Of all that cache.json says of a cache: what a run that used it calls it by.
 
-    It is the same for both formats, and the key of a dataset.
+    It is the same for both formats, and the key of a dataset. Where an earlier version made the
+    cache, it follows from what the cache is made of.
     """
+    if "rows_key" in about:
+        return about["rows_key"]
     settings = dict(about["settings"])
     if settings.pop("format", "dataset") == "dataset":
         return about["key"]

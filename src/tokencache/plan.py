@@ -118,7 +118,9 @@ class Plan:
 
     caches, runs: by target path. tokenizers, fetches: by folder. batches: the
     missing token shards by job. token_sets: the token shards of one data set by
-    one tokenizer and recipe. tokens, shards, recipes: by key.
+    one tokenizer and recipe. tokens, shards, recipes: by key. sources: of each data
+    set's splits the files with their shards, in order; a shard that several files
+    share stands in each of them.
     """
 
     def __init__(self, data: dict[str, Any]) -> None:
@@ -263,6 +265,7 @@ class Plan:
         names = ("version", "max_length", "overflow", "packing", "validation", "format")
         return {
             "key": cache["key"],
+            "rows_key": cache["rows_key"],
             "model": cache["model"],
             "dataset": cache["dataset"],
             "settings": {name: cache[name] for name in names if name in cache},
@@ -277,16 +280,24 @@ class Plan:
         """Each split's files with their shards' keys and the keys of their token shards."""
         if sets not in self._sources_of:
             splits = [self.token_sets[token_set]["splits"] for token_set in sets]
+            files = self.data["sources"][self.token_sets[sets[0]]["dataset"]]
             self._sources_of[sets] = {
-                name: self._by_file(*(split[name] for split in splits)) for name in splits[0]
+                name: self._by_file(files[name], *(split[name] for split in splits))
+                for name in splits[0]
             }
         return self._sources_of[sets]
 
-    def _by_file(self, tokens: list[str], targets: Sequence[str] = ()) -> list[dict[str, Any]]:
-        files: dict[str, dict[str, Any]] = {}
-        for key, target in zip_longest(tokens, targets):
-            shard = self.shard_of(key)
-            file = files.setdefault(shard["path"], {"path": shard["path"], "shards": []})
-            about = {"key": shard["key"], "tokens": key, "bytes": shard["bytes"]}
-            file["shards"].append(about | ({"target_tokens": target} if target else {}))
-        return list(files.values())
+    def _by_file(
+        self, files: list[dict[str, Any]], tokens: list[str], targets: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
+        """tokens, targets: the keys of the token shards of all files, in order."""
+        keys = zip_longest(tokens, targets)
+        found = []
+        for file in files:
+            shards = []
+            for name, (key, target) in zip(file["shards"], keys, strict=False):
+                shard = self.data["shards"][name]
+                about = {"key": shard["key"], "tokens": key, "bytes": shard["bytes"]}
+                shards.append(about | ({"target_tokens": target} if target else {}))
+            found.append({"path": file["path"], "shards": shards})
+        return found

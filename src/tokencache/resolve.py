@@ -47,6 +47,7 @@ class _Resolver:
         self._parts_of: dict[str, int] = {}
         self.tokenizers: dict[str, dict[str, Any]] = {}
         self.fetches: dict[str, dict[str, Any]] = {}
+        self.sources: dict[str, dict[str, list[dict[str, Any]]]] = {}
         self._dataset_shards: dict[str, dict[str, list[str]]] = {}
         self._datasets: dict[str, Dataset] = {}
         self._first_source: dict[str, sources.Source] = {}
@@ -66,6 +67,7 @@ class _Resolver:
             "id": time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3),
             "config": self.config.model_dump(mode="json"),
             "shards": self.shards,
+            "sources": self.sources,
             "recipes": self.recipes,
             "tokens": self.tokens,
             "token_sets": self.token_sets,
@@ -82,8 +84,12 @@ class _Resolver:
         """Names of the shards of a data set's splits (train, validation), in order."""
         if name not in self._dataset_shards:
             dataset = self.config.datasets[name]
-            found = self._hub_shards if dataset.hub else self._file_shards
-            self._dataset_shards[name] = found(name, dataset)
+            found = self._hub_files if dataset.hub else self._files
+            self.sources[name] = found(name, dataset)
+            self._dataset_shards[name] = {
+                split: [shard for file in files for shard in file["shards"]]
+                for split, files in self.sources[name].items()
+            }
         return self._dataset_shards[name]
 
     def dataset(self, name: str) -> Dataset:
@@ -97,7 +103,8 @@ class _Resolver:
             self._datasets[name] = found
         return self._datasets[name]
 
-    def _file_shards(self, name: str, dataset: Dataset) -> dict[str, list[str]]:
+    def _files(self, name: str, dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
+        """The files of each split with the names of their shards, in order."""
         splits = {"train": (f"datasets.{name}.files", dataset.files)}
         if dataset.validation and dataset.validation.files:
             key = f"datasets.{name}.validation.files"
@@ -108,29 +115,32 @@ class _Resolver:
             flat = [source for group in groups for source in group]
             cuts, columns = fingerprint.shards(flat, self.config.shard_size, self.index, name)
             if not any(cuts):
-                raise UserError(f"{key}: the data set is empty: {_files(flat)} hold no data")
+                raise UserError(f"{key}: the data set is empty: {_names(flat)} hold no data")
             self.columns[name, split] = list(dict.fromkeys(c for names in columns for c in names))
             self._first_source.setdefault(name, flat[0])
             by_source = dict(zip(flat, cuts, strict=True))
-            ordered = []
+            found[split] = []
             for group in groups:
                 # What a glob or a folder finds is ordered by content: a rename changes nothing.
-                ordered += sorted((by_source[s] for s in group), key=lambda c: [s.key for s in c])
-            found[split] = [self._shard(shard) for cut in ordered for shard in cut]
+                for source in sorted(group, key=lambda s: [cut.key for cut in by_source[s]]):
+                    shards = [self._shard(shard) for shard in by_source[source]]
+                    found[split].append({"path": source.path, "shards": shards})
         return found
 
     def _shard(self, shard: Shard) -> str:
         source = shard.piece.source
         name = key_of([shard.key, source.format, source.compression, source.sampling])
-        self.shards[name] = asdict(source) | {
-            "key": shard.key,
-            "start": shard.piece.start,
-            "stop": shard.piece.stop,
-            "bytes": shard.bytes,
-        }
+        # Of files that share a piece, one is read; `sources` says where it lies in each.
+        if name not in self.shards:
+            self.shards[name] = asdict(source) | {
+                "key": shard.key,
+                "start": shard.piece.start,
+                "stop": shard.piece.stop,
+                "bytes": shard.bytes,
+            }
         return name
 
-    def _hub_shards(self, name: str, dataset: Dataset) -> dict[str, list[str]]:
+    def _hub_files(self, name: str, dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
         wanted = reference(dataset.hub, f"datasets.{name}.hub")
         splits = {"train": dataset.split}
         if dataset.validation and dataset.validation.split:
@@ -162,7 +172,7 @@ class _Resolver:
                     "sample_by": "line",
                     "bytes": None,  # not known before it is fetched
                 }
-                found[split].append(shard)
+                found[split].append({"path": self.shards[shard]["path"], "shards": [shard]})
         return found
 
     def _identity(self, wanted: Reference) -> list[Any]:
@@ -398,5 +408,5 @@ class _Resolver:
         return folder
 
 
-def _files(found: list[sources.Source]) -> str:
+def _names(found: list[sources.Source]) -> str:
     return ", ".join(source.path for source in found[:3]) + (", …" if len(found) > 3 else "")

@@ -17,7 +17,6 @@ from ..fingerprint import Index
 from ..plan import INDEX, fetched_path
 from ..sources import COLUMNAR, COMPRESSIONS, SUFFIXES, Piece, Source
 
-SETTINGS = ("version", "max_length", "overflow", "packing", "validation")
 SAMPLED = ("line", "paragraph", "document")
 
 
@@ -59,12 +58,6 @@ def recipes(about: dict[str, Any]) -> list[dict[str, Any]]:
     """The recipe of a cache's documents, or those of its sources and its targets."""
     recipe = about["recipe"]
     return [recipe["source"], recipe["target"]] if "source" in recipe else [recipe]
-
-
-def rows_key(about: dict[str, Any]) -> str:
-    """The key of a cache whatever its format: what runs are made of."""
-    decides = {name: about["settings"][name] for name in SETTINGS}
-    return key_of(["dataset", decides, *_keys(about)])
 
 
 def is_in_order(about: dict[str, Any]) -> bool:

@@ -161,10 +161,12 @@ def runs_by_cache(found: list[Cache], results: str | Path | None) -> dict[str, l
 
 
 def _rows_key(cache: Cache) -> str:
-    """See inventory.rows_key: of a view it follows from all shards."""
+    """See inventory.rows_key: of a view of an earlier version it follows from all shards."""
     if cache.format == "dataset":
         return cache.about["key"]
     try:
-        return inventory.rows_key(read_json(cache.folder / inventory.CACHE_FILE))
+        told = "rows_key" in cache.about
+        about = cache.about if told else read_json(cache.folder / inventory.CACHE_FILE)
+        return inventory.rows_key(about)
     except (OSError, ValueError, KeyError):  # gone, or damaged meanwhile
         return ""

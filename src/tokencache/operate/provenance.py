@@ -15,7 +15,14 @@ from .. import sources
 from ..config import Config
 from ..errors import UserError
 from ..files import read_json
-from ..inventory import CACHE_FILE, PROVENANCE_FILE, RUN_FILE, cache_folders, run_folders
+from ..inventory import (
+    CACHE_FILE,
+    PROVENANCE_FILE,
+    RUN_FILE,
+    cache_folders,
+    rows_key,
+    run_folders,
+)
 from ..plan import PLANS, Plan, tokenizer_path, tokens_path
 from . import made_of
 from .experiment import plan_of
@@ -68,7 +75,7 @@ class Provenance:
         """The caches of the same rows, whatever their format."""
         found: dict[str, list[str]] = {}
         for folder, about in self.caches.items():
-            found.setdefault(made_of.rows_key(about), []).append(folder)
+            found.setdefault(rows_key(about), []).append(folder)
         return found
 
     @cached_property
@@ -207,7 +214,7 @@ class Provenance:
 
     def made_of_cache(self, folder: str) -> list[Node]:
         """The runs that were trained on a cache's rows."""
-        rows = made_of.rows_key(self.caches[folder]) if folder in self.caches else None
+        rows = rows_key(self.caches[folder]) if folder in self.caches else None
         return [
             Node("run", run, {"key": about["key"]})
             for run, about in self.runs.items()

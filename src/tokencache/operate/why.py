@@ -103,15 +103,26 @@ def _file(plan: Plan, entry: dict[str, Any], file: reasons.FileChange) -> dict[s
 def _shards(plan: Plan, entry: dict[str, Any], path: str) -> Iterator[dict[str, Any]]:
     """Each shard of a source, in order: where it begins and ends, and its first row (from 1),
     as far as the token shards before it say that."""
-    row: int | None = 1
-    splits = plan.token_sets[entry["token_set"]]["splits"].values()
-    for key in dict.fromkeys(key for keys in splits for key in keys):
+    token_set = plan.token_sets[entry["token_set"]]
+    for split, keys in token_set["splits"].items():
+        number = 0
+        for file in plan.data["sources"][token_set["dataset"]][split]:
+            of_file = keys[number : number + len(file["shards"])]
+            number += len(of_file)
+            if file["path"] == path:
+                yield from _places_of(plan, of_file)
+
+
+def _places_of(plan: Plan, tokens: list[str]) -> Iterator[dict[str, Any]]:
+    """tokens: the token shards of one file, in order. Its shards follow each other without a gap;
+    the plan says where one of them lies in one of the files that have it."""
+    start, row = 0, 1
+    for key in tokens:
         shard = plan.shard_of(key)
-        if shard["path"] != path:
-            continue
+        stop = start + shard["stop"] - shard["start"] if "start" in shard else None
         yield {
-            "start": shard.get("start"),
-            "stop": shard.get("stop"),
+            "start": start if stop is not None else None,
+            "stop": stop,
             "unit": UNITS.get(shard["format"], "bytes"),
             "bytes": shard["bytes"],
             "first_row": row,
@@ -121,6 +132,7 @@ def _shards(plan: Plan, entry: dict[str, Any], path: str) -> Iterator[dict[str, 
         with suppress(OSError, ValueError, KeyError):
             documents = read_json(counts)["documents"]
         row = None if row is None or documents is None else row + documents
+        start = stop
 
 
 # For people
