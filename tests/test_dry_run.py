@@ -11,7 +11,7 @@ import yaml
 from conftest import make_tokenizer
 from workflow import Workflow, rows, write_rows
 
-from tokencache import fingerprint, inventory, resources, why
+from tokencache import index, inventory, resources, why
 from tokencache.config import load
 from tokencache.files import write_json
 from tokencache.resolve import resolve
@@ -29,7 +29,7 @@ def tokenizer(tmp_path_factory):
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # Files that are new are remembered all the same: what is counted is a second look at them.
-    monkeypatch.setattr(fingerprint, "SETTLED_SECONDS", -60.0)
+    monkeypatch.setattr(index, "SETTLED_SECONDS", -60.0)
     return tmp_path
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokencache import fingerprint, sources
-from tokencache.fingerprint import Index
+from tokencache.index import Index
 from tokencache.sources import Source
 
 SHARD = 2000
@@ -284,13 +284,6 @@ def test_other_contents_of_the_same_size_and_time_are_seen(old, tmp_path):
     os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (about.st_size, about.st_mtime_ns)
     assert parse(path, tmp_path) != first
-
-
-def test_a_broken_index_is_made_anew(old, tmp_path):
-    path = old("a.jsonl", rows(200))
-    first = parse(path, tmp_path)
-    (tmp_path / "index.sqlite").write_bytes(b"no database" * 1000)
-    assert parse(path, tmp_path) == first
 
 
 def test_touching_or_copying_a_file_keeps_its_keys(old, tmp_path, reads):

@@ -8,14 +8,11 @@ falls into and moves no later cut.
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
-import sqlite3
-import time
 import zlib
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,16 +22,14 @@ from blake3 import blake3
 
 from . import sources
 from .errors import UserError
-from .files import KEY_DIGITS, hash_file, key_of
+from .files import KEY_DIGITS, hash_file
+from .index import Index
 from .progress import Progress
 from .references import Reference
 from .sources import Piece, Source
 
 # Raise when the same bytes are cut at other places than before.
 CUT_VERSION = 1
-
-# A file changed in the last moments may change again within one tick of its times.
-SETTLED_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -44,119 +39,6 @@ class Shard:
     key: str
     piece: Piece
     bytes: int
-
-
-class Index:
-    """What is known of files, by (size, mtime_ns, inode): a second parse only stats.
-
-    Entries found are kept in memory and committed in one transaction at the end. Where
-    the user may not write to `path`, it is read, and the user's own index takes what is
-    new. All that an index knows can be found again, so one that can't be read or
-    written (locked, broken, on a disk without locks) is done without.
-    """
-
-    def __init__(self, path: Path) -> None:
-        places = [path] if _writable(path) else [path, _own_index()]
-        self._databases = [found for place in places if (found := _database(place))]
-        self._new: dict[str, str] = {}
-
-    def __enter__(self) -> Index:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """What was found before an error is remembered too."""
-        self._save()
-        for database in self._databases:
-            database.close()
-
-    def recall(self, files: Iterable[str | Path], about: Any, find: Callable[[], Any]) -> Any:
-        """The JSON value of `find()` for these files, remembered until one of them changes."""
-        files = list(files)
-        states = [_state(file) for file in files]
-        name = key_of([states, about])
-        known = self._known(name)
-        if known is not None:
-            return json.loads(known)
-        started = time.time_ns()
-        value = json.dumps(find())
-        newest = max((max(state[1], state[4]) for state in states), default=0)
-        settled = started - newest > SETTLED_SECONDS * 1e9
-        if settled and states == [_state(file) for file in files]:
-            self._new[name] = value
-        return json.loads(value)
-
-    def knows(self, files: Iterable[str | Path], about: Any) -> bool:
-        return self._known(key_of([[_state(file) for file in files], about])) is not None
-
-    def _known(self, name: str) -> str | None:
-        if name in self._new:
-            return self._new[name]
-        for database in self._databases:
-            with suppress(sqlite3.DatabaseError):
-                row = database.execute("SELECT value FROM known WHERE id = ?", (name,)).fetchone()
-                if row:
-                    return row[0]
-        return None
-
-    def _save(self) -> None:
-        if self._new and self._databases:
-            with suppress(sqlite3.DatabaseError), self._databases[-1] as database:
-                database.executemany("REPLACE INTO known VALUES (?, ?)", self._new.items())
-        self._new.clear()
-
-
-def _writable(path: Path) -> bool:
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    return os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
-
-
-def _own_index() -> Path:
-    """For folders of others: entries say nothing of the folder that they were made in."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(root, "tokencache", "index.sqlite")
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _database(path: Path) -> sqlite3.Connection | None:
-    try:
-        return _opened(path)
-    except sqlite3.OperationalError:  # no such folder, locked, no locks: it may be in use
-        return None
-    except sqlite3.DatabaseError:  # broken, and maybe by something that was not finished
-        with suppress(OSError, sqlite3.DatabaseError):
-            for file in (path, path.with_name(f"{path.name}-journal")):
-                file.unlink(missing_ok=True)
-            return _opened(path)
-        return None
-
-
-def _opened(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=30)
-    database.execute("CREATE TABLE IF NOT EXISTS known (id TEXT PRIMARY KEY, value TEXT)")
-    return database
-
-
-def _state(file: str | Path) -> tuple[int, ...]:
-    """The time of change too: a copy that keeps the time of writing (`cp -p`) moves it."""
-    about = os.stat(file)
-    file_system = _file_system(about.st_dev, file)
-    return about.st_size, about.st_mtime_ns, about.st_ino, file_system, about.st_ctime_ns
-
-
-_file_systems: dict[int, int] = {}
-
-
-def _file_system(device: int, file: str | Path) -> int:
-    """A number for a file system that is the same on all machines that mount it.
-
-    Device numbers are given out by each machine anew, and an index serves many.
-    """
-    if device not in _file_systems:
-        _file_systems[device] = os.statvfs(file).f_fsid
-    return _file_systems[device]
 
 
 def shards(

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from .errors import UserError
 from .files import hash_file, key_of, published, read_json, write_json
-from .fingerprint import Index, file_digests
+from .fingerprint import file_digests
+from .index import Index
 from .manifest import beside
 from .plan import INDEX, Plan, progress_path
 from .progress import growing

@@ -11,7 +11,8 @@ from . import batches, chat, documents, fingerprint, recognize, sources, tokeniz
 from .config import Config, Dataset, TokenizerTraining
 from .errors import UserError
 from .files import key_of
-from .fingerprint import Index, Shard
+from .fingerprint import Shard
+from .index import Index
 from .plan import INDEX, Plan, decisive, fetched_path, target_path, tokenizer_path
 from .references import Reference, reference
 

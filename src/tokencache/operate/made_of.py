@@ -13,7 +13,7 @@ from typing import Any
 from .. import fetch, fingerprint, sources
 from ..errors import UserError
 from ..files import key_of
-from ..fingerprint import Index
+from ..index import Index
 from ..plan import INDEX, fetched_path
 from ..sources import COLUMNAR, COMPRESSIONS, SUFFIXES, Piece, Source
 
