@@ -68,19 +68,25 @@ def build(out: Path, paths, wanted, prefix=0, suffix=0, provenance=None):
 def naive_windows(documents: list[Document], wanted, prefix: int, suffix: int) -> list[tuple]:
     """(number of the document, its ids, its mask) of each window."""
     found = []
-    room = wanted["max_length"] - prefix - suffix
+    most, side = wanted["max_length"], wanted.get("truncation_side", "right")
     for number, (ids, mask) in enumerate(documents):
-        pairs = list(zip(ids, mask, strict=True))
-        first, last = pairs[:prefix], pairs[len(pairs) - suffix :]
-        content = pairs[prefix : len(pairs) - suffix]
-        if not pairs or (wanted["overflow"] == "drop" and len(content) > room):
+        if len(ids) <= prefix + suffix or (wanted["overflow"] == "drop" and len(ids) > most):
             continue
-        starts = [0]
+        pairs = list(zip(ids, mask, strict=True))
+        windows = [pairs]
         if wanted["overflow"] == "split":
-            starts = list(range(0, len(content), room)) or [0]
-        for start in starts:
-            row = first + content[start : start + room] + last
-            found.append((number, [i for i, _ in row], [m for _, m in row]))
+            windows = [pairs[n : n + most] for n in range(0, len(pairs), most)]
+            while len(windows[-1]) <= suffix and windows[1:]:
+                windows[-1].insert(0, windows[-2].pop())
+        elif len(ids) > most and side == "right":
+            end = [(i, False) for i, _ in pairs[len(pairs) - suffix :]]
+            windows = [pairs[: most - suffix] + end]
+        elif len(ids) > most:
+            begin, rest = pairs[:prefix], pairs[len(pairs) - (most - prefix) :]
+            if prefix:
+                begin, rest = begin + rest[:1], rest[1:]
+            windows = [[(i, False) for i, _ in begin] + rest]
+        found += [(number, [i for i, _ in row], [m for _, m in row]) for row in windows]
     return found
 
 

@@ -8,7 +8,6 @@ import random
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import PUBLISHED, SHARED, TOYS, batches_of, make_text, make_texts
@@ -118,21 +117,27 @@ def test_rows_are_those_of_hugging_face(name, materialized, texts, tmp_path):
     with pa.ipc.open_file(made) as reader:
         assert reader.schema.field("input_ids").type == pa.large_list(ids)
 
+    facts = tokenizers.facts(tokenizer)
+    prefix, suffix = len(facts.prefix), len(facts.suffix)
+    whole = [ids for ids in reference(texts)["input_ids"] if len(ids) > prefix + suffix]
     found = cache(made, recipe, tokenizer, tmp_path / "truncate")
     wanted = reference(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]
-    assert rows_of(found, "input_ids") == [row for row in wanted if row]
-    assert rows_of(found, "labels") == [row for row in wanted if row]
+    wanted = [row for row in wanted if len(row) > prefix + suffix]
+    assert rows_of(found, "input_ids") == wanted
+    assert rows_of(found, "labels") == [
+        row if len(ids) <= MAX_LENGTH else row[: MAX_LENGTH - suffix] + [-100] * suffix
+        for row, ids in zip(wanted, whole, strict=True)
+    ]
 
-    windows = reference(
-        texts, truncation=True, max_length=MAX_LENGTH, return_overflowing_tokens=True
+    found = rows_of(
+        cache(made, recipe, tokenizer, tmp_path / "split", overflow="split"), "input_ids"
     )
-    found = cache(made, recipe, tokenizer, tmp_path / "split", overflow="split")
-    assert rows_of(found, "input_ids") == [row for row in windows["input_ids"] if row]
+    assert all(0 < len(row) <= MAX_LENGTH for row in found)
+    assert [i for row in found for i in row] == [i for ids in whole for i in ids]
+    assert len(found) == sum(-(-len(ids) // MAX_LENGTH) for ids in whole)
 
-    pieces = np.bincount(windows["overflow_to_sample_mapping"])
     found = cache(made, recipe, tokenizer, tmp_path / "drop", overflow="drop")
-    short = [row for row, count in zip(wanted, pieces, strict=True) if row and count == 1]
-    assert rows_of(found, "input_ids") == short
+    assert rows_of(found, "input_ids") == [ids for ids in whole if len(ids) <= MAX_LENGTH]
 
 
 def conversations(count: int) -> list[list[dict]]:

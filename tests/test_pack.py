@@ -23,6 +23,7 @@ from tokencache import pack, windows
 from tokencache.gather import Gatherer
 from tokencache.manifest import beside
 from tokencache.token_shards import Documents
+from tokencache.view import open_cache
 
 
 def document(length, first=10, prefix=0, suffix=0, mask=None):
@@ -57,7 +58,7 @@ def shards(draw):
         draw(st.integers(prefix + suffix + 1, 14)),
         draw(st.sampled_from(["truncate", "split", "drop"])),
         draw(st.sampled_from(["none", "best_fit"])),
-    )
+    ) | {"truncation_side": draw(st.sampled_from(["right", "left"]))}
     return found, prefix, suffix, masked, wanted
 
 
@@ -76,9 +77,10 @@ def test_rows_are_those_of_plain_python(drawn, batch):
         assert whole.length.tolist() == [len(ids) for ids, _ in everything]
         assert whole.counts.tolist() == [len(shard) for shard in found]
         cut, counts = windows.windows(
-            whole, wanted["max_length"], wanted["overflow"], prefix + suffix
+            whole, wanted["max_length"], wanted["overflow"], prefix, suffix
         )
-        gather = Gatherer(whole.segments, prefix, suffix, whole.masked)
+        cutting = windows.cut_of(wanted, tokens({}, prefix, suffix), {"train": counts})
+        gather = Gatherer(whole.segments, whole.masked, cutting)
         ids, trained, lengths = gathered(gather, cut)
         ends = np.cumsum(lengths)[:-1]
         made = (
@@ -93,7 +95,7 @@ def test_rows_are_those_of_plain_python(drawn, batch):
         )
         assert made == expected
         check_counts(counts, everything, expected, wanted, prefix + suffix)
-        check_rows(cut, wanted, prefix + suffix)
+        check_rows(cut, wanted)
         # Any choice of windows, in any order, is gathered alike.
         some = np.arange(len(expected))[::-2]
         ids, trained, _ = gathered(gather, cut[some])
@@ -115,7 +117,8 @@ def gathered(gather, found):
 
 
 def check_counts(counts, everything, expected, wanted, specials):
-    rooms = [len(ids) for ids, _ in everything if len(ids) > wanted["max_length"]]
+    some = [ids for ids, _ in everything if len(ids) > specials]
+    rooms = [len(ids) for ids in some if len(ids) > wanted["max_length"]]
     lost = {
         "truncate": sum(rooms) - wanted["max_length"] * len(rooms),
         "drop": sum(rooms),
@@ -123,19 +126,21 @@ def check_counts(counts, everything, expected, wanted, specials):
     }
     assert counts == {
         "documents": len(everything),
-        "documents_empty": sum(not ids for ids, _ in everything),
+        "documents_empty": len(everything) - len(some),
         "documents_too_long": len(rooms),
         "tokens_lost": lost[wanted["overflow"]],
     }
     if wanted["overflow"] == "split":
-        kept = sum(len(ids) for _, ids, _ in expected)
-        pieces = len(expected) - sum(bool(ids) for ids, _ in everything)
-        assert kept == sum(len(ids) for ids, _ in everything) + specials * pieces
+        by_document: dict[int, list[int]] = {}
+        for number, ids, _ in expected:
+            assert 0 < len(ids) <= wanted["max_length"]
+            by_document.setdefault(number, []).extend(ids)
+        assert list(by_document.values()) == some, "all windows together are the documents"
 
 
-def check_rows(cut, wanted, specials):
-    made = windows.rows(cut, wanted["max_length"], wanted["packing"], specials)
-    sizes = cut.content + specials
+def check_rows(cut, wanted):
+    made = windows.rows(cut, wanted["max_length"], wanted["packing"])
+    sizes = cut.length
     if wanted["packing"] == "none":
         assert len(made) == len(sizes)
         assert made.windows is cut and not made.packed
@@ -145,7 +150,7 @@ def check_rows(cut, wanted, specials):
     keys = list(zip(made.windows.document, made.windows.start, strict=True))
     assert sorted(keys) == sorted(zip(cut.document, cut.start, strict=True))
     ranges = list(pairwise(made.first))
-    packed = made.windows.content + specials
+    packed = made.windows.length
     assert all(0 < packed[a:b].sum() <= wanted["max_length"] for a, b in ranges)
     assert all(keys[a:b] == sorted(keys[a:b]) for a, b in ranges), "documents keep their order"
     firsts = [keys[a] for a, _ in ranges]
@@ -180,6 +185,7 @@ def test_cache_is_what_load_from_disk_opens(tmp_path, overflow, packing, masked,
         assert rows.column_names == columns
         for column in columns:
             whole = column == "labels" and not masked and packing == "none"
+            whole = whole and overflow != "truncate"  # of some the end is not trained on
             kind = ids if whole or column == "input_ids" else "int32"
             assert rows.features[column] == datasets.List(datasets.Value(kind))
         assert str(rows.split) == name
@@ -210,7 +216,13 @@ def check_split(rows, made, packing):
     trained = [sum(label != IGNORED for label in row["labels"]) for row in rows]
     targets = [sum(label != IGNORED for label in row["labels"][1:]) for row in rows]
     total = sum(len(row["input_ids"]) for row in rows)
+    full = [
+        n for n, row in enumerate(rows) if 12 in (row.get("seq_lengths") or [len(row["labels"])])
+    ]
+    assert made["rows_cut_without_trained_tokens"] <= made["rows_cut"] <= len(full)
     assert made == {
+        "rows_cut": made["rows_cut"],
+        "rows_cut_without_trained_tokens": made["rows_cut_without_trained_tokens"],
         "rows": len(rows),
         "windows": len(windows),
         "tokens": total,
@@ -221,6 +233,69 @@ def check_split(rows, made, packing):
         "filled": round(total / (12 * len(rows)), 6),
     }
     return windows
+
+
+@pytest.mark.parametrize("format", ["dataset", "view"])
+def test_an_end_that_is_not_the_documents_own_is_not_trained_on(tmp_path, format):
+    """Ids stay those of Hugging Face; a model would learn to stop, or begin, in mid-sentence."""
+    paths = [
+        write_shard(tmp_path / "0.arrow", [document(9, prefix=1, suffix=2), document(2, 50, 1, 2)])
+    ]
+    for side, cut, trained in (
+        ("right", [1, 10, 11, 12, 13, 5, 6], [1, 10, 11, 12, 13, IGNORED, IGNORED]),
+        ("left", [1, 15, 16, 17, 18, 5, 6], [IGNORED, IGNORED, 16, 17, 18, 5, 6]),
+    ):
+        for packing in ("none", "best_fit"):
+            wanted = entry(7, packing=packing) | {"truncation_side": side, "format": format}
+            out = tmp_path / f"{side}-{packing}"
+            made = pack.build(wanted, tokens({"train": paths}, 1, 2), out)["splits"]["train"]
+            rows = [dict(row) for row in open_cache(out, "train")]
+            first = [IGNORED] if packing != "none" else []
+            assert [list(row["input_ids"]) for row in rows] == [cut, [1, 50, 51, 5, 6]]
+            labels = [trained, [1, 50, 51, 5, 6]]
+            assert [list(r["labels"]) for r in rows] == [
+                first + ids[len(first) :] for ids in labels
+            ]
+            assert (made["rows_cut"], made["rows_cut_without_trained_tokens"]) == (1, 0)
+            assert made["targets"] == sum(i != IGNORED for ids in labels for i in ids[1:])
+
+
+def test_a_row_whose_completion_was_cut_away_is_counted_and_not_trained_on(tmp_path):
+    """Nothing but its false end had a label."""
+    long, short = document(9, suffix=1), document(3, 50, suffix=1)
+    masks = [[n > 7 for n in range(10)], [n > 1 for n in range(4)]]
+    paths = [write_shard(tmp_path / "0.arrow", [(long[0], masks[0]), (short[0], masks[1])], True)]
+    found, made = build(tmp_path / "cache", paths, entry(6), suffix=1)
+    assert found["train"]["input_ids"] == [[10, 11, 12, 13, 14, 5], [50, 51, 52, 5]]
+    assert found["train"]["labels"] == [[IGNORED] * 6, [IGNORED, IGNORED, 52, 5]]
+    counts = made["splits"]["train"]
+    assert counts["rows_without_trained_tokens"] == counts["rows_cut_without_trained_tokens"] == 1
+    assert counts["rows_without_targets"] == [0]
+
+
+def test_split_windows_carry_special_tokens_at_the_documents_own_ends(tmp_path):
+    found = [document(9, prefix=1, suffix=2), document(5, 30, 1, 2), document(1, 50, 1, 2)]
+    paths = [write_shard(tmp_path / "0.arrow", found)]
+    rows, _ = build(tmp_path / "cache", paths, entry(6, "split"), 1, 2)
+    assert rows["train"]["input_ids"] == [
+        [1, 10, 11, 12, 13, 14], [15, 16, 17, 18, 5, 6],
+        [1, 30, 31, 32, 33], [34, 5, 6],  # not [1, …, 34] and [5, 6], which has no text
+        [1, 50, 5, 6],
+    ]  # fmt: skip
+    assert rows["train"]["labels"] == rows["train"]["input_ids"]
+    packed, _ = build(tmp_path / "packed", paths, entry(6, "split", "best_fit"), 1, 2)
+    for row in packed["train"]:
+        starts = np.cumsum([0, *row["seq_lengths"][:-1]])
+        assert [row["position_ids"][start] for start in starts] == [0] * len(starts)
+        assert [row["labels"][start] for start in starts] == [IGNORED] * len(starts)
+
+
+def test_documents_of_special_tokens_alone_are_left_out(tmp_path):
+    paths = [write_shard(tmp_path / "0.arrow", [document(0, suffix=1), document(2, suffix=1)])]
+    for overflow in ("truncate", "split", "drop"):
+        found, made = build(tmp_path / overflow, paths, entry(6, overflow), suffix=1)
+        assert found["train"]["input_ids"] == [[10, 11, 5]]
+        assert made["documents"]["train"]["documents_empty"] == 1
 
 
 def test_cache_json_says_what_is_there_and_two_builds_are_equal(tmp_path):

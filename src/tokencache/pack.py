@@ -26,7 +26,7 @@ from .progress import Progress
 from .readers import as_arrow
 from .streams import Writer
 from .token_shards import Documents
-from .windows import rows, split_of, windows
+from .windows import cut_of, rows, split_of, windows
 
 ROWS_IN_A_BATCH = 1000
 TOKENS_IN_A_BATCH = 2**22  # ends a batch earlier, so that long rows need no more memory
@@ -116,16 +116,24 @@ def split_rows(
     """The rows of each split, and what became of the documents of each set of token shards."""
     if tokens.get("targets"):
         return pairs.splits(cache, tokens)
-    prefix, suffix = tokens["prefix"], tokens["suffix"]
-    max_length, packing = cache["max_length"], cache["packing"]
-    splits, counts = {}, {}
-    for name, part in tokens["splits"].items():
-        documents = Documents(part["paths"])
-        found, counts[name] = windows(documents, max_length, cache["overflow"], prefix + suffix)
-        chosen = split_of(name, cache["validation"], documents, part["shards"], found)
-        gather = Gatherer(documents.segments, prefix, suffix, documents.masked)
+    prefix, suffix, max_length = tokens["prefix"], tokens["suffix"], cache["max_length"]
+    sets = {name: Documents(part["paths"]) for name, part in tokens["splits"].items()}
+    masked = any(documents.masked for documents in sets.values())
+    cuts = {
+        name: windows(documents, max_length, cache["overflow"], prefix, suffix)
+        for name, documents in sets.items()
+    }
+    counts = {name: counted for name, (_, counted) in cuts.items()}
+    cut = cut_of(cache, tokens, counts)
+    splits = {}
+    for name, documents in sets.items():
+        found = cuts[name][0]
+        gather = Gatherer(documents.segments, masked, cut)
+        chosen = split_of(
+            name, cache["validation"], documents, tokens["splits"][name]["shards"], found
+        )
         for split, mine in chosen.items():
-            packed = rows(found[mine], max_length, packing, prefix + suffix)
+            packed = rows(found[mine], max_length, cache["packing"])
             splits[split] = SplitRows(packed, gather, documents)
     return splits, counts
 

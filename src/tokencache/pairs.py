@@ -10,7 +10,7 @@ import numpy as np
 from .errors import UserError
 from .gather import Column, Gatherer, SplitRows
 from .token_shards import Documents
-from .windows import Rows, Windows, split_of
+from .windows import Rows, Windows, cut_of, split_of
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class PairRows:
     @property
     def types(self) -> dict[str, np.dtype]:
         """The columns with the types of their values."""
-        return {"input_ids": self.source.documents.dtype, "labels": self.target.documents.dtype}
+        return {"input_ids": self.source.types["input_ids"], "labels": self.target.types["labels"]}
 
     def columns(self, start: int, stop: int) -> dict[str, Column]:
         """The columns of rows start … stop as a cache has them."""
         sides = {"input_ids": self.source, "labels": self.target}
-        return {name: _tokens(side, start, stop) for name, side in sides.items()}
+        return {name: side.columns(start, stop)[name] for name, side in sides.items()}
 
     def lengths(self) -> np.ndarray:
         """(rows,) int64 tokens of each row, of its source and its target together."""
@@ -40,22 +40,20 @@ class PairRows:
     def counted(self, max_length: int) -> dict[str, Any]:
         """What cache.json says of it."""
         tokens = int(self.lengths().sum())
+        # The decoder predicts the first token too.
+        trained = self.target.gather.trained(self.target.rows.windows)[0]
         return {
             "rows": len(self),
             "windows": 2 * len(self),
             "tokens": tokens,
-            "tokens_trained": int(self.target.lengths().sum()),
-            "rows_without_trained_tokens": 0,
-            "targets": int(self.target.lengths().sum()),
-            "rows_without_targets": [],
+            "tokens_trained": int(trained.sum()),
+            "rows_without_trained_tokens": int((trained == 0).sum()),
+            "rows_cut": int((self.source.cut() | self.target.cut()).sum()),
+            "rows_cut_without_trained_tokens": int((trained == 0).sum()),
+            "targets": int(trained.sum()),
+            "rows_without_targets": np.flatnonzero(trained == 0).tolist(),
             "filled": round(tokens / max(1, 2 * len(self) * max_length), 6),
         }
-
-
-def _tokens(side: SplitRows, start: int, stop: int) -> Column:
-    found = side.rows[start:stop].windows
-    ends = np.cumsum(found.content + side.gather.specials)
-    return np.concatenate([[0], ends]), side.gather(found)
 
 
 def splits(
@@ -65,20 +63,28 @@ def splits(
 
     As pack does it for single documents; a pair is in a split, or left out, as a whole.
     """
-    specials, max_length = tokens["prefix"] + tokens["suffix"], cache["max_length"]
-    found: dict[str, PairRows] = {}
-    counts: dict[str, dict[str, int]] = {}
-    for name, part in tokens["splits"].items():
-        sides = [Documents(side[name]["paths"]) for side in (tokens["splits"], tokens["targets"])]
+    prefix, suffix, max_length = tokens["prefix"], tokens["suffix"], cache["max_length"]
+    sets = {
+        name: [Documents(side[name]["paths"]) for side in (tokens["splits"], tokens["targets"])]
+        for name in tokens["splits"]
+    }
+    cuts = {}
+    for name, sides in sets.items():
         _check(name, *sides)
-        cut, counts[name] = windows(*sides, max_length, cache["overflow"], specials)
-        chosen = split_of(name, cache["validation"], sides[0], part["shards"], cut[0])
+        cuts[name] = windows(*sides, max_length, cache["overflow"], prefix + suffix)
+    counts = {name: counted for name, (_, counted) in cuts.items()}
+    cut = cut_of(cache, tokens, counts)
+    found: dict[str, PairRows] = {}
+    for name, sides in sets.items():
+        both = cuts[name][0]
+        shards = tokens["splits"][name]["shards"]
+        chosen = split_of(name, cache["validation"], sides[0], shards, both[0])
         for split, mine in chosen.items():
             rows = []
-            for documents, some in zip(sides, cut, strict=True):
-                gather = Gatherer(documents.segments, tokens["prefix"], tokens["suffix"], False)
+            for documents, some in zip(sides, both, strict=True):
                 own = some[mine]
                 single = Rows(own, np.arange(len(own) + 1), packed=False)
+                gather = Gatherer(documents.segments, False, cut)
                 rows.append(SplitRows(single, gather, documents))
             found[split] = PairRows(*rows)
     return found, counts
@@ -92,21 +98,20 @@ def windows(
     A pair of which a side holds nothing is left out: it would teach that something means
     nothing.
     """
-    room = max_length - specials
-    content = np.stack([source.length, target.length]) - specials
-    number = np.flatnonzero((content > 0).all(axis=0))
-    content = content[:, number]
-    long = (content > room).any(axis=0)
+    length = np.stack([source.length, target.length])
+    number = np.flatnonzero((length > specials).all(axis=0))
+    length = length[:, number]
+    long = (length > max_length).any(axis=0)
     counts = {
         "documents": len(source),
         "documents_empty": len(source) - len(number),
         "documents_too_long": int(long.sum()),
-        "tokens_lost": int(np.maximum(content - room, 0).sum()),
+        "tokens_lost": int(np.maximum(length - max_length, 0).sum()),
     }
     if overflow == "drop":
-        counts["tokens_lost"] = int((content[:, long] + specials).sum())
-        number, content = number[~long], content[:, ~long]
-    start, kept = np.zeros_like(number), np.minimum(content, room)
+        counts["tokens_lost"] = int(length[:, long].sum())
+        number, length = number[~long], length[:, ~long]
+    start, kept = np.zeros_like(number), np.minimum(length, max_length)
     return (Windows(number, start, kept[0]), Windows(number, start, kept[1])), counts
 
 

@@ -156,7 +156,7 @@ def _splits(run: dict[str, Any]) -> dict[str, Split]:
         )
     made = {name: about["splits"][name] for name in ("train", "validation") if name in cache}
     if run["pairs"]:
-        found = {name: translation.split(cache[name]) for name in made}
+        found = {name: translation.split(cache[name], counts) for name, counts in made.items()}
     else:
         found = {name: split(cache[name], counts) for name, counts in made.items()}
     if not len(found["train"]):

@@ -28,7 +28,7 @@ class PairCollator:
     place later, behind the model's start token. What is padding is known from the rows'
     lengths alone, so a pad token that is also the end-of-text or the start token does no harm.
 
-    COUNTS, NUMBERS and NO_ROW are as Collator's: targets are all tokens of the targets, and
+    COUNTS, NUMBERS and NO_ROW are as Collator's: targets are the labels that are not -100, and
     squares those of the sources. crossed is what the decoder attends to, the sum of the targets'
     squared lengths and of their products with the sources'.
     """
@@ -43,7 +43,11 @@ class PairCollator:
         width, target_width = map(int, padded_width(lengths.max(axis=1), self.max_length))
         # A row that attends to nothing has no softmax.
         inside = np.arange(width) < np.maximum(lengths[0], 1)[:, None]
-        started = [np.concatenate([[self.start_id], target[:-1]]) for target in targets]
+        # As transformers does it, a label that is left out of the loss is a pad token here.
+        started = [
+            np.concatenate([[self.start_id], np.where(t == IGNORED, self.pad_id, t)[:-1]])
+            for t in targets
+        ]
         batch: dict[str, Any] = {
             "input_ids": padded(sources, width, self.pad_id),
             "attention_mask": torch.from_numpy(inside.astype(np.int64)),
@@ -53,7 +57,7 @@ class PairCollator:
         batch[COUNTS] = {
             "tokens": int(lengths.sum()),
             "sources": int(lengths[0].sum()),
-            "targets": int(lengths[1].sum()),
+            "targets": int((batch["labels"] != IGNORED).sum()),
             "documents": int((lengths[1] > 0).sum()),
             "squares": int((lengths[0] ** 2).sum()),
             "crossed": int((lengths[1] * lengths.sum(axis=0)).sum()),
@@ -64,10 +68,11 @@ class PairCollator:
         return batch
 
 
-def split(rows: datasets.Dataset | PairView) -> Split:
-    """The pairs of one split: every token of the targets is predicted.
+def split(rows: datasets.Dataset | PairView, made: dict[str, Any] | None = None) -> Split:
+    """The pairs of one split that have something to predict; see `collate.split`.
 
-    Raises UserError where a token shard of a view is missing.
+    made: what cache.json says of the split; without it, all of the targets is predicted. Raises
+    UserError where a token shard of a view is missing.
     """
     if isinstance(rows, PairView):
         rows.check()
@@ -75,13 +80,15 @@ def split(rows: datasets.Dataset | PairView) -> Split:
     else:
         lengths = np.stack([lengths_of(rows, name) for name in ("input_ids", "labels")])
         rows = rows.with_format("numpy")
+    without = made["rows_without_targets"] if made else []
+    kept = np.delete(np.arange(len(rows)), without) if without else None
     return Split(
-        rows=rows,
+        rows=rows if kept is None else rows.select(kept),
         packed=False,
-        lengths=lengths,
-        targets=int(lengths[1].sum()),
+        lengths=lengths if kept is None else lengths[:, kept],
+        targets=made["targets"] if made else int(lengths[1].sum()),
         all_rows=rows,
-        kept=None,
+        kept=kept,
     )
 
 
@@ -103,7 +110,7 @@ def write_samples(folder: Path, run: dict[str, Any], trainer: CacheTrainer) -> N
     said = [
         {
             "source": backend.decode(row["input_ids"].tolist()),
-            "target": backend.decode(row["labels"].tolist()),
+            "target": backend.decode(row["labels"][row["labels"] != IGNORED].tolist()),
             "translation": backend.decode(ids),
         }
         for row, ids in zip(rows, found.tolist(), strict=True)

@@ -1,9 +1,9 @@
 """Views: caches that hold which tokens of which token shards make up a row, and no tokens.
 
-    view.json                   {"splits", "prefix", "suffix", "packed", "masked"}
+    view.json                   {"splits", "packed", "masked", "cut": see windows.Cut, or null}
     SPLIT/token_shards.arrow    file, batch, documents: the record batches of the token shards
     SPLIT/windows.arrow         document (counted over those), length (special tokens included);
-                                with overflow: split also start, the first content token
+                                with overflow: split also start, the number of the first token
     SPLIT/rows.arrow            packed: first, the number of each row's first window, and the end
 
 Of sources and targets, each has the files of a split, in SPLIT/source and SPLIT/target. A
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ from .pairs import PairRows
 from .readers import as_arrow, as_numpy, as_texts
 from .streams import Writer
 from .token_shards import Segments, check_size
-from .windows import Rows, Windows, ranges, sums
+from .windows import Cut, Rows, Windows, ranges, sums
 
 if TYPE_CHECKING:
     import datasets
@@ -54,6 +55,11 @@ class View:
         self.folder, self.split = Path(os.path.realpath(folder)), split
         self._chosen = chosen
         view = read_json(self.folder / VIEW_FILE)
+        if "cut" not in view:
+            raise UserError(
+                f"the view {self.folder} was made by an earlier version of tokencache; delete it "
+                "and run `snakemake caches`"
+            )
         self.packed: bool = view["packed"]
         shards = _read(self.folder / split / "token_shards.arrow")
         files = shards.column("file")
@@ -66,7 +72,8 @@ class View:
             lambda number: os.path.normpath(self.folder / files[number].as_py()),
             batches, documents, lost,
         )  # fmt: skip
-        self._gather = Gatherer(segments, view["prefix"], view["suffix"], view["masked"])
+        cut = view["cut"] and Cut(view["cut"]["tail"], tuple(view["cut"]["untrained"]))
+        self._gather = Gatherer(segments, view["masked"], cut)
         found = _read(self.folder / split / "windows.arrow")
         self._document, self._length = (as_numpy(found.column(n)) for n in ("document", "length"))
         self._start = as_numpy(found.column("start")) if "start" in found.schema.names else None
@@ -179,9 +186,9 @@ class View:
             begin = self._first[numbers].astype(np.int64)
             count = self._first[numbers + 1] - begin
             which, first = ranges(begin, count), np.concatenate([[0], np.cumsum(count)])
-        content = self._length[which].astype(np.int64) - self._gather.specials
         start = np.zeros_like(which) if self._start is None else self._start[which]
-        windows = Windows(self._document[which].astype(np.int64), start.astype(np.int64), content)
+        columns = (self._document[which], start, self._length[which])
+        windows = Windows(*(values.astype(np.int64) for values in columns))
         return Rows(windows, first, self.packed)
 
 
@@ -202,21 +209,23 @@ class PairView:
 
     def __getitem__(self, wanted: int | slice | Sequence[int]) -> dict[str, Any]:
         """One row, or of several rows a list for each column."""
-        source, target = self.source[wanted], self.target[wanted]
-        return {"input_ids": source["input_ids"], "labels": target["input_ids"]}
+        return {
+            "input_ids": self.source[wanted]["input_ids"],
+            "labels": self.target[wanted]["labels"],
+        }
 
     def __getitems__(self, wanted: Sequence[int]) -> list[dict[str, np.ndarray]]:
         """Rows by their numbers, negative ones from the end, gathered all at once."""
         sides = (side.__getitems__(wanted) for side in (self.source, self.target))
         return [
-            {"input_ids": source["input_ids"], "labels": target["input_ids"]}
+            {"input_ids": source["input_ids"], "labels": target["labels"]}
             for source, target in zip(*sides, strict=True)
         ]
 
     def columns(self, wanted: Sequence[int]) -> dict[str, Column]:
         """The columns of some rows as the dataset has them, in the types that it has."""
         sides = {"input_ids": self.source, "labels": self.target}
-        return {name: side.columns(wanted)["input_ids"] for name, side in sides.items()}
+        return {name: side.columns(wanted)[name] for name, side in sides.items()}
 
     def select(self, wanted: Sequence[int]) -> PairView:
         """A view of some of the rows, in that order."""
@@ -311,10 +320,9 @@ def write(
     one = next(iter(sides.values()))
     view = {
         "splits": list(splits),
-        "prefix": one.gather.prefix,
-        "suffix": one.gather.suffix,
         "packed": one.rows.packed,
         "masked": one.gather.masked,
+        "cut": one.gather.cut and asdict(one.gather.cut),
     }
     (folder / VIEW_FILE).write_text(json.dumps(view))
     return checksums
@@ -336,7 +344,7 @@ def _tables(split: SplitRows, max_length: int, out: Path) -> dict[str, dict[str,
     length = np.uint16 if max_length < 2**16 else np.uint32
     windows = {
         "document": found.document.astype(document),
-        "length": (found.content + split.gather.specials).astype(length),
+        "length": found.length.astype(length),
     }
     if found.start.any():
         windows["start"] = found.start.astype(np.uint32)

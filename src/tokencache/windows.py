@@ -14,21 +14,52 @@ from .token_shards import Documents
 
 @dataclass(frozen=True)
 class Windows:
-    """Stretches of documents that fit into max_length: (n,) int64 each.
+    """What rows hold of documents: (n,) int64 each.
 
-    document: its number; start: first content token kept, without the special
-    tokens; content: how many. Special tokens are put around each window.
+    document: its number; start: the number of the first token, special tokens counted; length:
+    how many tokens. They stand together in the document, except where it was truncated, see
+    `Cut`.
     """
 
     document: np.ndarray
     start: np.ndarray
-    content: np.ndarray
+    length: np.ndarray
 
     def __len__(self) -> int:
         return len(self.document)
 
     def __getitem__(self, chosen: np.ndarray | slice) -> Windows:
-        return Windows(self.document[chosen], self.start[chosen], self.content[chosen])
+        return Windows(self.document[chosen], self.start[chosen], self.length[chosen])
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a truncated document looks like: its ids are those that Hugging Face gives.
+
+    tail: its window begins with the document's first tokens and ends with so many of its last
+    ones; what lay between them is left out. untrained: how many of the window's first and last
+    tokens are not trained on: special tokens at an end which is not the document's own, and where
+    its beginning was cut off the token after them too, which would be predicted from them.
+    """
+
+    tail: int
+    untrained: tuple[int, int]
+
+
+def cut_of(
+    cache: dict[str, Any], tokens: dict[str, Any], counts: dict[str, dict[str, int]]
+) -> Cut | None:
+    """How the documents of a cache were truncated; None where none was.
+
+    cache, tokens: as `pack.build` takes them; counts: what `windows` counted in each split.
+    """
+    long = any(counted["documents_too_long"] for counted in counts.values())
+    if cache["overflow"] != "truncate" or not long:
+        return None
+    prefix, suffix = tokens["prefix"], tokens["suffix"]
+    if cache.get("truncation_side") == "left":
+        return Cut(cache["max_length"] - prefix, (prefix + 1 if prefix else 0, 0))
+    return Cut(suffix, (0, suffix))
 
 
 @dataclass(frozen=True)
@@ -67,17 +98,16 @@ def ranges(first: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 def windows(
-    documents: Documents, max_length: int, overflow: str, specials: int
+    documents: Documents, max_length: int, overflow: str, prefix: int, suffix: int
 ) -> tuple[Windows, dict[str, int]]:
     """Cut documents to max_length by the overflow policy; also counts what that lost.
 
-    Equal to Hugging Face's truncation: special tokens count towards max_length.
-    Documents without any token are left out.
+    prefix, suffix: how many special tokens a document begins and ends with. They count towards
+    max_length. Documents with no other token are left out.
     """
-    room = max_length - specials
-    number = np.flatnonzero(documents.length > 0)
-    content = documents.length[number] - specials
-    long = content > room
+    number = np.flatnonzero(documents.length > prefix + suffix)
+    length = documents.length[number]
+    long = length > max_length
     counts = {
         "documents": len(documents),
         "documents_empty": len(documents) - len(number),
@@ -85,16 +115,25 @@ def windows(
         "tokens_lost": 0,
     }
     if overflow == "split":
-        pieces = np.maximum(1, -(-content // room))
-        first = np.repeat(np.cumsum(pieces) - pieces, pieces)
-        start = (np.arange(pieces.sum()) - first) * room
-        kept = np.minimum(room, np.repeat(content, pieces) - start)
-        return Windows(np.repeat(number, pieces), start, kept), counts
-    counts["tokens_lost"] = int((content[long] - room).sum())
+        return _pieces(number, length, max_length, suffix), counts
     if overflow == "drop":
-        counts["tokens_lost"] = int(content[long].sum() + specials * long.sum())
-        number, content = number[~long], content[~long]
-    return Windows(number, np.zeros_like(number), np.minimum(content, room)), counts
+        counts["tokens_lost"] = int(length[long].sum())
+        number, length = number[~long], length[~long]
+    else:
+        counts["tokens_lost"] = int((length[long] - max_length).sum())
+    return Windows(number, np.zeros_like(number), np.minimum(length, max_length)), counts
+
+
+def _pieces(number: np.ndarray, length: np.ndarray, max_length: int, suffix: int) -> Windows:
+    """All tokens of documents, max_length at a time. Each piece has a token that is not a special
+    one: if the last piece had only special tokens, it begins earlier."""
+    count = -(-length // max_length)
+    end = np.repeat(length, count)
+    place = np.arange(len(end)) - np.repeat(np.cumsum(count) - count, count)
+    start = np.minimum(place * max_length, end - suffix - 1)
+    last = place == np.repeat(count, count) - 1
+    stop = np.where(last, end, np.append(start[1:], 0))
+    return Windows(np.repeat(number, count), start, stop - start)
 
 
 def split_of(
@@ -136,10 +175,10 @@ def _draws(seed: int, key: str, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=words)).random(count)
 
 
-def rows(found: Windows, max_length: int, packing: str, specials: int) -> Rows:
+def rows(found: Windows, max_length: int, packing: str) -> Rows:
     """One window a row, or several by best-fit decreasing, in the order of their documents."""
     if packing == "none" or not len(found):
         return Rows(found, np.arange(len(found) + 1), packing != "none")
-    bins = best_fit_decreasing(found.content + specials, max_length)
+    bins = best_fit_decreasing(found.length, max_length)
     first = np.concatenate([[0], np.cumsum(np.bincount(bins))])
     return Rows(found[stable_order(bins)], first, True)

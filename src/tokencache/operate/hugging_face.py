@@ -32,15 +32,14 @@ class Window:
 
 @dataclass(frozen=True)
 class Document:
-    """A document's ids, special tokens included, and its windows; `room` tokens begin one."""
+    """A document's ids, special tokens included, and its windows by their first token."""
 
     ids: list[int]
-    windows: list[Window]
-    room: int
+    windows: dict[int, Window]
 
     def window(self, start: int) -> Window:
-        """The window whose first token, special ones aside, is `start`."""
-        return self.windows[start // self.room]
+        """The window that begins with token number `start`."""
+        return self.windows[start]
 
 
 @lru_cache(maxsize=1)
@@ -93,15 +92,11 @@ class HuggingFace:
             before = bool(spans) and spans[0][0] == 0
             after = bool(spans) and spans[-1][1] == len(text)
             trained = [before] * self.prefix + inside + [after] * self.suffix
-        given |= {"truncation": True, "max_length": self.settings["max_length"]}
-        match self.settings["overflow"]:
-            case "split":
-                ids = self.tokenizer(text, return_overflowing_tokens=True, **given)["input_ids"]
-            case "truncate":
-                ids = [self.tokenizer(text, **given)["input_ids"]]
-            case _:
-                ids = [whole]
-        return self._cut(whole, trained, ids)
+        cut = whole
+        if self.settings["overflow"] == "truncate":
+            length = self.settings["max_length"]
+            cut = self.tokenizer(text, truncation=True, max_length=length, **given)["input_ids"]
+        return self._cut(whole, trained, cut)
 
     def _held(self, text: str, spans: list[tuple[int, int]]) -> list[bool]:
         """Which tokens lie between the first and the last that hold a character of a span."""
@@ -113,21 +108,23 @@ class HuggingFace:
                 found[number] = True
         return found
 
-    def _cut(self, whole: list[int], trained: list[bool], ids: list[list[int]]) -> Document:
-        """Windows of which the ids are given, each with what of it is trained on."""
-        room = self.settings["max_length"] - self.prefix - self.suffix
-        end = len(whole) - self.suffix
-        content = trained[self.prefix : end]
-        windows = [
-            Window(
-                some,
-                trained[: self.prefix]
-                + content[n * room : n * room + len(some) - self.prefix - self.suffix]
-                + trained[end:],
-            )
-            for n, some in enumerate(ids)
-        ]
-        return Document(whole, windows, room)
+    def _cut(self, whole: list[int], trained: list[bool], cut: list[int]) -> Document:
+        """The windows of a document, each with what of it is trained on.
+
+        cut: its ids as Hugging Face truncates them.
+        """
+        if self.settings["overflow"] != "split":
+            if len(cut) < len(whole):  # the end that was put there is not the document's own
+                trained = trained[: len(cut) - self.suffix] + [False] * self.suffix
+            return Document(whole, {0: Window(cut, trained)})
+        starts = list(range(0, max(1, len(whole)), self.settings["max_length"]))
+        if starts[1:]:  # the last window has more than special tokens
+            starts[-1] = min(starts[-1], len(whole) - self.suffix - 1)
+        stops = [*starts[1:], len(whole)]
+        return Document(
+            whole,
+            {a: Window(whole[a:b], trained[a:b]) for a, b in zip(starts, stops, strict=True)},
+        )
 
     def _chats(
         self, piece: Piece, digest: str, numbers: set[int]
@@ -159,7 +156,5 @@ class HuggingFace:
         elif masked:  # transformers has no mask of such templates: the text's spans are ours
             trained = self._held(*template.document(messages, tools))
         length = self.settings["max_length"]
-        ids = [whole[n : n + length] for n in range(0, max(1, len(whole)), length)]
-        if self.settings["overflow"] != "split":
-            ids = [whole] if self.settings["overflow"] == "drop" else ids[:1]
-        return self._cut(whole, trained, ids)
+        cut = whole[:length] if self.settings["overflow"] == "truncate" else whole
+        return self._cut(whole, trained, cut)
