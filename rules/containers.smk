@@ -54,6 +54,7 @@ def prepare_containers():
         return
     for path in images_there:
         images.check(path)
+    images.check_networks(plan)
     os.environ.update(images.job_environment(plan, CHECKOUT))
     os.environ.update(images.node_environment())
 

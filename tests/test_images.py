@@ -278,6 +278,40 @@ def test_a_path_that_apptainer_can_not_show_is_said(tmp_path, monkeypatch):
         binds_of(tmp_path, [tmp_path / "a,b" / "a.jsonl"], monkeypatch)
 
 
+def test_a_folder_that_snakemake_can_not_quote_is_said(tmp_path, monkeypatch):
+    folder = tmp_path / "anna's"
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"can't run in a folder with a quote \('\)"):
+        binds_of(folder, [], monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "name", ["HF_TOKEN", "HF_HUB_TOKEN", "SLURM_JWT", "TOKENCACHE_SLURM_API_KEY", "HF_TOKEN_PATH"]
+)
+def test_no_secret_enters_a_container(name, monkeypatch):
+    kept = {"HF_HOME": "/a", "TOKENIZERS_PARALLELISM": "1", "CUDA_VISIBLE_DEVICES": "0"}
+    for variable, value in (kept | {name: "hunter2"}).items():
+        monkeypatch.setenv(variable, value)
+    given = images.node_environment()
+    assert "hunter2" not in given.values()
+    assert {f"APPTAINERENV_{k}": v for k, v in kept.items()}.items() <= given.items()
+
+
+def test_code_of_a_model_has_no_open_network(tmp_path, monkeypatch):
+    monkeypatch.delenv("APPTAINER_NETWORK", raising=False)
+    plan = plan_of([])
+    run = {"model": "one", "trust_remote_code": True, "training": {"nodes": 2}}
+    plan.runs[str(tmp_path / "run")] = run
+    with pytest.raises(UserError, match=r"models.one: .* run beside an open network.*nodes: 1"):
+        images.check_networks(plan)
+    monkeypatch.setenv("APPTAINER_NETWORK", "host")
+    images.check_networks(plan)
+    monkeypatch.setenv("APPTAINER_NETWORK", "none")
+    for change in ({"trust_remote_code": False}, {"training": {"nodes": 1}}):
+        plan.runs[str(tmp_path / "run")] = run | change
+        images.check_networks(plan)
+
+
 def test_a_node_has_its_own_folder_for_temporary_files(tmp_path, monkeypatch):
     own = f"tokencache-{os.getuid()}"
     monkeypatch.setattr(images.tempfile, "gettempdir", lambda: str(tmp_path))

@@ -9,7 +9,11 @@ from importlib.util import find_spec
 import pytest
 from training import SOURCES, make_run, records, refused
 
+from tokencache import credentials
+from tokencache.config import load
+from tokencache.errors import UserError
 from tokencache.files import write_json
+from tokencache.plan import Plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,14 +81,75 @@ def test_a_run_that_was_stopped_is_one_run_of_the_same_records(cache, tokenizer,
     assert [list(pair) for pair in dict.fromkeys(map(tuple, losses))] == told
 
 
-def test_a_database_that_can_t_be_used_is_said(cache, tokenizer, mlflow, tmp_path):
+URIS = {
+    "https://anna:p%40ss%2Fword@mlflow.example/a": "https://***@mlflow.example/a",
+    "https://anna@mlflow.example": "https://***@mlflow.example",
+    "postgresql://u:a@b/c@host/db?password=hunter2": "postgresql://***@host/db?***",
+    "sqlite:///a.db": "sqlite:///a.db",
+    "https://mlflow.example": "https://mlflow.example",
+    "databricks": "databricks",
+}
+
+
+@pytest.mark.parametrize("uri", URIS)
+def test_an_address_without_its_credentials(uri):
+    assert credentials.hidden(uri) == URIS[uri]
+    said = f'API request to {uri}/x failed: for user "p@ss/word" (p%40ss%2Fword), a@b/c, hunter2'
+    found = credentials.hidden_in(said, uri)
+    for secret in ("p@ss/word", "p%40ss", "a@b/c", "hunter2"):
+        if secret in credentials.unquote(uri) or secret in uri:
+            assert secret not in found
+
+
+def test_credentials_are_in_nothing_that_is_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    training = {"mlflow": {"tracking_uri": "https://anna:hunter2@mlflow.example"}}
+    raw = {
+        "models": {"one": {"tokenizer": "t", "training": training}},
+        "datasets": {"a": {"files": "a.jsonl"}},
+        "max_length": [8],
+        "training": training,
+    }
+    config = load(raw)
+    assert "hunter2" not in json.dumps(config.shown())
+    assert config.shown()["models"]["one"]["training"]["mlflow"]["tracking_uri"].endswith("example")
+    own = config.training_of("one").model_dump()  # what jobs get
+    assert own["mlflow"]["tracking_uri"] == training["mlflow"]["tracking_uri"]
+    parts = ("caches", "tokenizers", "fetches", "batches", "token_sets")
+    data = {"id": "x", "config": config.shown(), "runs": {}} | {name: {} for name in parts}
+    os.umask(umask := os.umask(0o077))
+    for tracked, mode in (({"r": {"training": own}}, 0o600), ({}, 0o644)):
+        plan = Plan(data | {"runs": tracked})
+        plan.write()
+        assert os.stat(plan.path).st_mode & 0o077 == mode & 0o077 & ~umask
+
+
+@pytest.mark.parametrize(
+    "wrong", ["https://anna:hunter2@x", {"tracking_url": "https://a:hunter2@x"}]
+)
+def test_a_wrong_section_shows_no_credentials(wrong):
+    raw = {"models": {"one": {"tokenizer": "t"}}, "datasets": {"a": {"files": "a"}}}
+    with pytest.raises(UserError) as error:
+        load(raw | {"max_length": 8, "training": {"mlflow": wrong}})
+    assert "training.mlflow" in str(error.value) and "hunter2" not in str(error.value)
+
+
+SECRET = "anna:hunter2"
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///{}/text", f"http://{SECRET}@127.0.0.1:9"])
+def test_a_database_that_can_t_be_used_is_said(
+    cache, tokenizer, mlflow, tmp_path, monkeypatch, uri
+):
     (tmp_path / "text").write_text("no database " * 999)
-    uri = f"sqlite:///{tmp_path}/text"
+    uri = uri.format(tmp_path)
     run = make_run(cache, tokenizer, mlflow={"tracking_uri": uri}, max_steps=1)
     write_json(tmp_path / "run.json", run)
     script = f"from tokencache import tracking\ntracking.ATTEMPTS = 1\n{TRAIN}"
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     done = python(script, tmp_path / "run.json", tmp_path / "out", "go", beside=mlflow)
-    assert f"training.mlflow: {uri} can't be used (" in done.stderr
+    assert f"training.mlflow: {uri.replace(SECRET, '***')} can't be used (" in done.stderr
+    assert "hunter2" not in done.stderr + done.stdout
 
 
 @pytest.mark.skipif(find_spec("mlflow") is not None, reason="MLflow is installed here")

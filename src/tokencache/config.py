@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from . import training_checks
 from .config_files import sized
+from .credentials import hidden
 from .dataset_config import Dataset
 from .errors import UserError
 from .fields import Bytes, Folder, Length, Names, OneOrMore, Section, Switch
@@ -228,6 +229,14 @@ class Config(Section):
                     for length in lengths:
                         found[model, dataset, length] = None
         return list(found)
+
+    def shown(self) -> dict[str, Any]:
+        """All settings as plain JSON, which anybody may read."""
+        found = self.model_dump(mode="json")
+        for training in (found["training"], *(m["training"] for m in found["models"].values())):
+            if training["mlflow"] and (uri := training["mlflow"]["tracking_uri"]):
+                training["mlflow"]["tracking_uri"] = hidden(uri)
+        return found
 
     def training_of(self, model: str) -> Training:
         """The training settings of one model: the common ones, with its own laid over them."""

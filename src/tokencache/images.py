@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from .credentials import is_secret
 from .errors import UserError
 from .files import hash_file, key_of, published, read_json, write_json
 from .fingerprint import file_digests
@@ -35,7 +36,8 @@ DOCS = "see docs/containers.md"
 OTHER_BYTES = "it is not as it was built"
 BUILD_AGAIN = "delete it, and the next run builds it again"
 
-# What jobs need of the environment, where a container is started with nothing of it.
+# What jobs need of the environment, where a container is started with nothing of it. No secrets:
+# what needs those, such as a gated model of a hub, is fetched outside of containers.
 PASSED = re.compile(
     r"(HF|TRANSFORMERS|TOKENIZERS|OMP|RAYON|DATASET|CUDA|NCCL|GLOO|MASTER|(TOKENCACHE_)?SLURMD?)_"
 )
@@ -243,6 +245,24 @@ def job_environment(plan: Plan, checkout: Path) -> dict[str, str]:
     return {"APPTAINER_BIND": bind, "APPTAINERENV_PYTHONPATH": str(checkout / "src")}
 
 
+def check_networks(plan: Plan) -> None:
+    """Raises UserError where code that comes with a model would run beside an open network.
+
+    The processes of a run on several nodes talk to each other, so their containers have one.
+    """
+    if os.environ.get("APPTAINER_NETWORK", "none") != "none":
+        return  # the user has opened it for all jobs
+    for path, run in plan.runs.items():
+        trusts = run["trust_remote_code"] and run["training"]["nodes"] > 1
+        if trusts and not os.path.exists(path):
+            raise UserError(
+                f"models.{run['model']}: with trust_remote_code: true and nodes: "
+                f"{run['training']['nodes']}, code that comes with the model would run beside an "
+                "open network, which several nodes need. Set nodes: 1, or APPTAINER_NETWORK=host "
+                f"in your environment if that code may have the network; {DOCS}"
+            )
+
+
 def node_environment() -> dict[str, str]:
     """What a job needs of the machine that it runs on, and is kept from.
 
@@ -257,7 +277,11 @@ def node_environment() -> dict[str, str]:
         own.mkdir(mode=0o700, exist_ok=True)
         if own.stat().st_uid != os.getuid():
             raise UserError(f"{own} is somebody else's; name a folder in APPTAINER_WORKDIR")
-    passed = {f"APPTAINERENV_{k}": v for k, v in os.environ.items() if PASSED.match(k)}
+    passed = {
+        f"APPTAINERENV_{name}": value
+        for name, value in os.environ.items()
+        if PASSED.match(name) and not is_secret(name)
+    }
     passed |= {"APPTAINERENV_PYTHONUNBUFFERED": "1", "APPTAINER_WORKDIR": str(given)}
     return kept | passed | ({"APPTAINER_NV": "1"} if Path("/dev/nvidiactl").exists() else {})
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
+from .credentials import hidden
 from .errors import UserError
 from .other_names import named_here
 
@@ -77,6 +78,8 @@ def explain(problem: dict[str, Any], root: type[BaseModel]) -> tuple[tuple, str]
     message = message[0].lower() + message[1:]
     if kind == "value_error" or isinstance(given, dict | list):
         return location, message
+    if "mlflow" in location and isinstance(given, str):
+        given = hidden(given)
     return location, f"{message}, not {given!r}"
 
 

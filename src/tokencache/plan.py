@@ -6,6 +6,7 @@ This module alone knows paths.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .credentials import hidden
 from .errors import UserError
 from .files import key_of, make_folder, read_json, sweep, write_json
 
@@ -153,7 +155,12 @@ class Plan:
 
     def write(self) -> None:
         """Write the plan file, and remove what killed jobs and runs long past left."""
-        write_json(self.path, self.data)
+        umask = os.umask(0o077) if self._has_credentials() else None
+        try:
+            write_json(self.path, self.data)
+        finally:
+            if umask is not None:
+                os.umask(umask)
         for old in sorted(PLANS.glob("*.json"))[:-PLANS_KEPT]:
             with suppress(FileNotFoundError):  # another run removes it
                 if time.time() - old.stat().st_mtime > 7 * 86400:
@@ -163,6 +170,12 @@ class Plan:
                 shutil.rmtree(marks, ignore_errors=True)
         for target in [*self.caches, *self.runs, *self.tokenizers, *self.fetches]:
             sweep(Path(target), Path(parts_path(target)) if target in self.caches else None)
+
+    def _has_credentials(self) -> bool:
+        """Whether jobs find in the plan what nobody else should."""
+        trackings = (run["training"]["mlflow"] or {} for run in self.runs.values())
+        uris = (tracking.get("tracking_uri") or "" for tracking in trackings)
+        return any(hidden(uri) != uri for uri in uris)
 
     def make_folders(self) -> None:
         """The folders that targets stand in: Snakemake would make them as the umask says.

@@ -66,7 +66,7 @@ class _Resolver:
                 runs[found[0]] = found[1]
         return {
             "id": time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3),
-            "config": self.config.model_dump(mode="json"),
+            "config": self.config.shown(),
             "shards": self.shards,
             "sources": self.sources,
             "recipes": self.recipes,

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from .credentials import hidden, hidden_in
 from .errors import UserError
 from .metrics import say
 
@@ -30,6 +31,7 @@ class Tracking(TrainerCallback):
         self, settings: dict[str, Any], run: dict[str, Any], database: Path, about: dict[str, Any]
     ) -> None:
         uri = settings["tracking_uri"] or f"sqlite:///{database.absolute()}"
+        self._uri = uri
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         try:
             from mlflow import MlflowClient
@@ -50,11 +52,11 @@ class Tracking(TrainerCallback):
                 if attempt == ATTEMPTS or isinstance(error, ImportError):
                     hint = f"; `{INSTALL}`" if isinstance(error, ImportError) else ""
                     raise UserError(
-                        f"training.mlflow: {uri} can't be used ({_short(error)}){hint}"
+                        f"training.mlflow: {hidden(uri)} can't be used ({self._short(error)}){hint}"
                     ) from None
                 time.sleep(attempt)
         self._works = True
-        say(f"mlflow {uri}, experiment {settings['experiment']}, run {run['key']}")
+        say(f"mlflow {hidden(uri)}, experiment {settings['experiment']}, run {run['key']}")
 
     def _found(self, experiment: str, run: dict[str, Any], about: dict[str, Any]) -> str:
         from mlflow.entities import Param
@@ -93,8 +95,11 @@ class Tracking(TrainerCallback):
             function(*words, **more)
         except Exception as error:  # as above
             self._works = False
-            say(f"WARNING: MLflow takes no more records ({_short(error)}); metrics.jsonl has all")
+            say(
+                f"WARNING: MLflow takes no more records ({self._short(error)}); "
+                "metrics.jsonl has all"
+            )
 
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    def _short(self, error: Exception) -> str:
+        said = hidden_in(str(error), self._uri)
+        return " ".join(said.split())[:300] or type(error).__name__
