@@ -39,7 +39,12 @@ def ask_about_jobs():
         return
     import snakemake_executor_plugin_slurm as plugin
 
-    given.status_command = slurm.status_command(given.init_seconds_before_status_checks)
+    polling = slurm.polling(given.init_seconds_before_status_checks)
+    given.status_command = polling.command
+    executor = plugin.Executor
+    executor.next_seconds_between_status_checks = slurm.at_most(
+        executor.next_seconds_between_status_checks, polling.longest
+    )
     # Or the plugin takes sacct, records or none, whenever SLURM does not answer.
     plugin.is_query_tool_available = lambda tool: tool == given.status_command
     plugin.query_job_status = slurm.without_lost_jobs(plugin.query_job_status)

@@ -8,11 +8,15 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from .errors import UserError
 
 DOCS = "see docs/cluster.md"
+LOOKS = 3  # in the time that squeue remembers a job, so that one or two may fail
+USUAL_AGE = 300  # seconds in which squeue remembers it, unless slurm.conf says otherwise
+SHORTEST = 5  # seconds between looks that a scheduler can be asked for
 WARNING_SECONDS = 120  # in which a training writes a checkpoint before its time is over
 
 
@@ -25,11 +29,23 @@ def nodes() -> str:
     return told or socket.gethostname()
 
 
-def status_command(seconds: int) -> str:
-    """The command that can say what became of a job: sacct, or squeue where that has no records.
+@dataclass(frozen=True)
+class Polling:
+    """How SLURM is asked what became of the jobs.
 
-    seconds: between two looks at the jobs. Raises UserError where neither will do: a
-    run would wait for ever for jobs that ended long ago.
+    command: sacct, or squeue where that has no records. longest: the most seconds between two
+    looks, so that no job is forgotten between them, or None where none is forgotten.
+    """
+
+    command: str
+    longest: int | None
+
+
+def polling(seconds: int) -> Polling:
+    """How to ask SLURM; seconds: between two looks while jobs end, which is the shortest.
+
+    Raises UserError where neither command will do: a run would wait for ever for jobs
+    that ended long ago, or take those that went well for failed ones.
     """
     for program in ("sbatch", "squeue", "scontrol"):
         if shutil.which(program) is None:
@@ -38,19 +54,39 @@ def status_command(seconds: int) -> str:
                 "slurm`) only from a machine that has its commands, such as a login node"
             )
     if shutil.which("sacct") and _run("sacct", "--noheader", "--starttime", "now").returncode == 0:
-        return "sacct"
+        return Polling("sacct", None)
     found = _run("scontrol", "show", "config")
     if found.returncode:
         raise UserError(f"SLURM does not answer: {found.stderr.strip()}")
     remembered = re.search(r"^MinJobAge\s*=\s*(\d+)", found.stdout, re.MULTILINE)
-    if remembered and 0 < int(remembered[1]) < 3 * seconds:  # 0: nothing is forgotten
+    age = int(remembered[1]) if remembered else USUAL_AGE
+    if age == 0:  # nothing is forgotten
+        return Polling("squeue", None)
+    longest = age // LOOKS
+    if seconds > longest and longest < SHORTEST:
         raise UserError(
-            f"sacct has no records here, and squeue forgets jobs {remembered[1]} s after their end "
-            f"(MinJobAge): too soon to look every {seconds} s; set "
-            f"slurm-init-seconds-before-status-checks to {max(1, int(remembered[1]) // 3)} at most "
-            f"in slurm/config.yaml, {DOCS}"
+            f"sacct has no records here, and squeue forgets jobs {age} s after their end "
+            f"(MinJobAge): too soon to see it. Ask the administrator for a MinJobAge of {USUAL_AGE} "
+            f"(slurm.conf), which is SLURM's own, or for accounting (slurmdbd); {DOCS}"
         )
-    return "squeue"
+    if seconds > longest:
+        raise UserError(
+            f"sacct has no records here, and squeue forgets jobs {age} s after their end "
+            f"(MinJobAge): too soon to look every {seconds} s; set "
+            f"slurm-init-seconds-before-status-checks to {longest} at most in slurm/config.yaml, "
+            f"{DOCS}"
+        )
+    return Polling("squeue", longest)
+
+
+def at_most(between: property, longest: int | None) -> property:
+    """`next_seconds_between_status_checks` of Snakemake's plugin, within a bound.
+
+    While no job ends the plugin waits longer and longer, up to three minutes.
+    """
+    if longest is None:
+        return between
+    return between.getter(lambda executor: min(between.fget(executor), longest))
 
 
 Answer = tuple[dict[str, str] | None, float | None]

@@ -114,9 +114,9 @@ def _records(profile: Path) -> Finding:
     if profile.exists():
         seconds = (yaml.safe_load(profile.read_text()) or {}).get(name, seconds)
     try:
-        command = slurm.status_command(seconds)
+        polling = slurm.polling(seconds)
     except UserError as error:
         return Finding(FAIL, "SLURM records", str(error), "see docs/cluster.md")
-    if command == "sacct":
+    if polling.command == "sacct":
         return Finding(OK, "SLURM records", "sacct answers")
     return Finding(OK, "SLURM records", "sacct has none; squeue is asked instead, and that will do")
