@@ -112,6 +112,10 @@ def test_a_model_s_training_is_laid_over_the_common_one():
             "give one of: fraction",
             {"datasets": {"a": {"files": "a", "validation": {"fraction": 0.1, "files": "b"}}}},
         ),
+        ("datasets.a: split does nothing with files", {"datasets": {"a": TEXT | {"split": "dev"}}}),
+        ("name does nothing with files", {"datasets": {"a": TEXT | {"name": "en"}}}),
+        ("num_shards does nothing with files", {"datasets": {"a": TEXT | {"num_shards": 2}}}),
+        ("format does nothing with hub", {"datasets": {"a": {"hub": "d", "format": "csv"}}}),
         (
             "'fit' is not one of 'none' or 'best_fit'",
             {"datasets": {"a": {"files": "a", "packing": "fit"}}},

@@ -111,7 +111,7 @@ def test_other_meaning_is_another_recipe():
 
 def test_settings_that_do_not_make_documents_are_in_no_recipe():
     one = recipe({"text": "a"}, overflow="drop", packing="best_fit", format="csv")
-    assert one == recipe({"text": "a"}, validation={"fraction": 0.5}, num_shards=3)
+    assert one == recipe({"text": "a"}, validation={"fraction": 0.5})
 
 
 def test_columns_that_are_needed():

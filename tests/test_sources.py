@@ -15,7 +15,7 @@ from datafiles import (
     write_columnar,
 )
 
-from tokencache import sources
+from tokencache import finding, sources
 from tokencache.sources import Piece
 
 # Digests
@@ -220,6 +220,84 @@ def test_what_can_not_be_found_names_the_key(tmp_path, pattern, format, said):
         patterns[0] = patterns[1]
     key = f"datasets.qa.files.{0 if format != 'auto' else 1}: "
     fails(lambda: sources.find(patterns, "datasets.qa.files", format), key, *said)
+
+
+SPLITS = ("test", "train", "validation")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A DatasetDict as `datasets` saves it, beside other data."""
+    for split in SPLITS:
+        for name in ("data-00000-of-00001.arrow", "dataset_info.json", "state.json"):
+            write(tmp_path / "data/saved" / split / name, "x")
+    write(tmp_path / "data/saved/dataset_dict.json", json.dumps({"splits": SPLITS}))
+    write(tmp_path / "data/more.arrow", "x")
+    return tmp_path
+
+
+def found_in(folder, pattern, **how):
+    groups = sources.find([str(folder / pattern)], "datasets.qa.files", **how)
+    return [name for group in names(groups, folder) for name in group]
+
+
+@pytest.mark.parametrize("pattern", ["data", "data/*", "data/**", "data/**/*.arrow"])
+def test_of_a_saved_data_set_one_split_is_meant(saved, pattern):
+    for split in ("train", "validation"):
+        file = f"data/saved/{split}/data-00000-of-00001.arrow"
+        assert found_in(saved, pattern, split=split) == ["data/more.arrow", file]
+        assert found_in(saved, "data/saved", split=split) == [file]
+
+
+def test_a_split_that_is_named_is_meant(saved):
+    file = "data/saved/test/data-00000-of-00001.arrow"
+    for pattern in ("data/saved/test", "data/saved/test/*", "data/saved/test/**", file):
+        assert found_in(saved, pattern) == [file]
+
+
+def test_a_saved_data_set_without_the_split_is_refused(saved):
+    (saved / "data/saved/train").rename(saved / "data/saved/training")
+    said = ["datasets.qa.files.0: ", "has no split 'train'", "its splits: test, validation"]
+    fails(lambda: found_in(saved, "data"), *said)
+
+
+def test_a_file_that_is_found_twice_is_refused(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+    def check(*patterns, **more):
+        found = {"files": sources.find([*patterns], "files")}
+        finding.check_once(found | {key: sources.find([p], key) for key, p in more.items()})
+
+    check("b.jsonl", "sub", validation="f.parquet")
+    for again in ("b.jsonl", "./sub/../b.jsonl", str(folder / "b.jsonl"), "*.jsonl", "."):
+        said = "files.2: ", "b.jsonl is found by files.0 already; take it out of one"
+        fails(lambda again=again: check("b.jsonl", "sub", again), *said)
+    said = "validation.0: ", "b.jsonl is found by files.0 already"
+    fails(lambda: check("*.jsonl", validation="b.jsonl"), *said)
+
+
+@pytest.mark.parametrize("pattern", ["data", "data/*", "data/**", "**/*.json*", "."])
+def test_what_the_workflow_writes_is_left_out(tmp_path, monkeypatch, pattern):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/cache").symlink_to(tmp_path / "elsewhere")
+    own = ["data/cache", "data/results", "logs"]
+    for name in ("cache/m/d/64-0/cache.json", "results/m/d/64-0/metrics.jsonl", "a.jsonl"):
+        write(tmp_path / "data" / name, "{}")
+    write(tmp_path / "logs/tokenize/a.json", "{}")
+    write(tmp_path / "data/logs/b.json", "{}")
+    [found] = sources.find([pattern], "files", own=own)
+    assert [s.path for s in found] == ["data/a.jsonl", "data/logs/b.json"]
+
+
+def test_inside_of_what_the_workflow_writes_a_pattern_means_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "results/m/d/64-0/said.jsonl", "{}")
+    for pattern in ("results/m", "results/m/**/*.jsonl", "results/m/d/64-0/said.jsonl"):
+        assert len(sources.find([pattern], "files", own=["results"])[0]) == 1
+    said = "files.0: this workflow itself writes to the folder 'results'"
+    fails(lambda: sources.find(["results"], "files", own=["results"]), said)
 
 
 def test_a_file_without_permission_is_named(tmp_path, monkeypatch):

@@ -16,8 +16,8 @@ from typing import Any
 
 from . import inventory
 from .files import read_json
-from .plan import PLANS, Plan, tokens_path
-from .summary import LOGS, seconds_in
+from .plan import LOGS, PLANS, Plan, tokens_path
+from .summary import seconds_in
 
 PLANS_READ = 5  # the newest: each can be megabytes
 SHARDS_READ = 500

@@ -96,6 +96,18 @@ class Validation(Section):
 Format = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "text"]
 
 
+# Keys that mean something with `files` or with `hub` alone, and what to do without them.
+FILES_ALONE = {
+    "format": "`datasets` finds out how the files are read",
+    "sample_by": "`datasets` finds out how the files are read",
+}
+HUB_ALONE = {
+    "name": "name the files of one configuration",
+    "split": "name the files of that split (of a folder that `datasets` saved: FOLDER/SPLIT)",
+    "num_shards": "shard_size: says how files are cut",
+}
+
+
 class Dataset(Section):
     """A data set. Without `document` it is the column `text`, or what its columns tell
     (documents.recognized)."""
@@ -136,6 +148,7 @@ class Dataset(Section):
     def _consistent(self) -> Dataset:
         if (self.files is None) == (self.hub is None):
             raise ValueError("give files, or hub (a hub id with its commit, or a folder)")
+        self._check_words()
         if not self.is_to_be_recognized:
             self._check_loss()
         if self.roles_to_train != ["assistant"] and self.loss != "assistant":
@@ -156,6 +169,13 @@ class Dataset(Section):
         if self.validation and self.validation.files and self.hub is not None:
             raise ValueError("validation: {files: …} needs files; for a hub data set give a split")
         return self
+
+    def _check_words(self) -> None:
+        """Raises ValueError for what says how other data than these are found or read."""
+        of, others = ("hub", FILES_ALONE) if self.hub is not None else ("files", HUB_ALONE)
+        if given := [name for name in others if name in self.model_fields_set]:
+            one = given[0]
+            raise ValueError(f"{one} does nothing with {of}: {others[one]}; leave it out")
 
     def _check_loss(self) -> None:
         if self.loss == "completion" and not self.document.has_completion:

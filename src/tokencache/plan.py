@@ -25,6 +25,7 @@ WORK = Path(".tokencache")
 INDEX = WORK / "index.sqlite"
 PLANS = WORK / "plans"
 PLANNING = WORK / "planning"
+LOGS = Path("logs")
 LIBRARIES = ("numpy", "pyarrow", "tokenizers")
 WORKFLOW = ("workflow", "snakemake")  # stage and target of the process that starts the jobs
 NAME_DIGITS = 12  # of a key in the names of caches and runs, which stand beside few others
@@ -54,6 +55,11 @@ def decisive(training: dict[str, Any], packed: bool) -> dict[str, Any]:
         for name, value in found.items()
         if name not in UNLESS_SET or value != UNLESS_SET[name]
     }
+
+
+def own_folders(cache: str, results: str) -> list[str]:
+    """The folders that a workflow writes to: nothing in them is data of the user's."""
+    return [cache, results, str(LOGS), str(WORK), ".snakemake"]
 
 
 def tokenizer_path(cache: str, key: str) -> str:
@@ -145,6 +151,11 @@ class Plan:
             return cls(read_json(path))
         except FileNotFoundError:
             raise UserError(f"there is no plan {path}; run snakemake, which makes one") from None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"the plan {path} is damaged, or another version of tokencache made it; run "
+                "snakemake again, which makes a new one"
+            ) from None
 
     @classmethod
     def newest(cls) -> Plan:

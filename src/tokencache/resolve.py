@@ -11,9 +11,10 @@ from . import batches, chat, documents, fingerprint, recognize, sources, tokeniz
 from .config import Config, Dataset, TokenizerTraining
 from .errors import UserError
 from .files import key_of
+from .finding import check_once
 from .fingerprint import Shard
 from .index import Index
-from .plan import INDEX, Plan, decisive, fetched_path, target_path, tokenizer_path
+from .plan import INDEX, Plan, decisive, fetched_path, own_folders, target_path, tokenizer_path
 from .references import Reference, reference
 
 # Raise when the same inputs give a cache of other bytes.
@@ -110,9 +111,16 @@ class _Resolver:
         if dataset.validation and dataset.validation.files:
             key = f"datasets.{name}.validation.files"
             splits["validation"] = (key, dataset.validation.files)
+        how = dataset.format, dataset.sample_by
+        own = own_folders(self.config.cache, self.config.results)
+        groups_of = {
+            split: sources.find(patterns, key, *how, split, own)
+            for split, (key, patterns) in splits.items()
+        }
+        check_once({splits[split][0]: groups for split, groups in groups_of.items()})
         found = {}
-        for split, (key, patterns) in splits.items():
-            groups = sources.find(patterns, key, dataset.format, dataset.sample_by)
+        for split, groups in groups_of.items():
+            key = splits[split][0]
             flat = [source for group in groups for source in group]
             cuts, columns = fingerprint.shards(flat, self.config.shard_size, self.index, name)
             if not any(cuts):

@@ -1,4 +1,4 @@
-"""Data files: finding them, their columns, and their pieces' digests and rows.
+"""Data files: their columns, and their pieces' digests and rows.
 
 What is read is checked against the digest that the plan has for it: no row of a file
 that changed meanwhile ends under the old file's key.
@@ -6,8 +6,6 @@ that changed meanwhile ends under the old file's key.
 
 from __future__ import annotations
 
-import fnmatch
-import glob
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -20,130 +18,11 @@ from blake3 import blake3
 from . import readers, readers_json
 from .errors import UserError
 from .files import KEY_DIGITS
+from .finding import COLUMNAR, find
 from .readers import TEXT, Piece, Source, line_of_row
 
 __all__ = ["Piece", "Source", "columns", "digest", "digest_of_units", "find", "line_of_row",
            "read_rows", "read_text", "units"]  # fmt: skip
-
-SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".txt": "text",
-    ".text": "text",
-}
-COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".zstd": "zst"}
-COLUMNAR = ("parquet", "arrow")
-
-# What `datasets` and this project write beside the data.
-NO_DATA = ("dataset_info.json", "dataset_dict.json", "state.json", "fetched.json", "cache-*.arrow")
-
-
-# Finding
-
-
-def find(
-    patterns: list[str], key: str, format: str = "auto", sample_by: str = "line"
-) -> list[list[Source]]:
-    """The sources that each pattern means, in its order: a file, a glob, or a folder.
-
-    A glob or a folder means all data files, those in its folders too, sorted by path,
-    without hidden files. Raises UserError that names the config key (`key`.number) where
-    that is nothing, or nothing that can be read.
-    """
-    found = []
-    for number, pattern in enumerate(patterns):
-        where = f"{key}.{number}"
-        paths = _paths(os.path.expanduser(pattern), where, format)
-        found.append([_source(path, where, format, sample_by) for path in paths])
-    return found
-
-
-def _paths(pattern: str, where: str, format: str) -> list[str]:
-    if os.path.isdir(pattern):
-        paths = _in_folder(pattern, format)
-        if not paths:
-            raise UserError(
-                f"{where}: the folder {pattern!r} has no data files ({_known()}); for files of "
-                "other names set format:"
-            )
-        return paths
-    if os.path.lexists(pattern):
-        return [pattern]
-    if not glob.has_magic(pattern):
-        raise UserError(f"{where}: there is no file or folder {pattern!r}; correct the path")
-    paths = []
-    for path in glob.glob(pattern, recursive=True):
-        if os.path.isdir(path):
-            paths += _in_folder(path, format)
-        elif _is_data(path):
-            paths.append(path)
-    if not paths:
-        raise UserError(f"{where}: nothing matches {pattern!r}; correct the pattern")
-    return sorted({os.path.normpath(path) for path in paths})
-
-
-def _in_folder(folder: str, format: str) -> list[str]:
-    """All its data files; where the format is given, files of any suffix."""
-    found, seen = [], set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        folders[:] = [] if real in seen else [f for f in folders if not f.startswith(".")]
-        names = [] if real in seen else names
-        seen.add(real)
-        paths = [os.path.join(parent, name) for name in names]
-        known = [p for p in paths if format != "auto" or _named(p)[0]]
-        found += [path for path in known if _is_data(path)]
-    return sorted(os.path.normpath(path) for path in found)
-
-
-def _is_data(path: str) -> bool:
-    name = os.path.basename(path)
-    return not name.startswith(".") and not any(fnmatch.fnmatch(name, p) for p in NO_DATA)
-
-
-def _named(path: str) -> tuple[str | None, str | None]:
-    """Format and compression that a file's name tells."""
-    stem, suffix = os.path.splitext(path.lower())
-    compression = COMPRESSIONS.get(suffix)
-    if compression:
-        suffix = os.path.splitext(stem)[1]
-    return SUFFIXES.get(suffix), compression
-
-
-def _known() -> str:
-    return ", ".join(SUFFIXES) + ", those of text also with .gz or .zst"
-
-
-def _source(path: str, where: str, format: str, sample_by: str) -> Source:
-    named, compression = _named(path)
-    if format == "auto":
-        if named is None:
-            suffix = os.path.splitext(path)[1]
-            raise UserError(
-                f"{where}: {path}: {f'unknown suffix {suffix!r}' if suffix else 'no suffix'} "
-                f"(known: {_known()}); set format:"
-            )
-        format = named
-    elif format == "csv" and named == "tsv":
-        format = "tsv"
-    elif format not in SUFFIXES.values():
-        raise UserError(f"{where}: unknown format {format!r}; known: {_formats()}")
-    if compression and format in COLUMNAR:
-        raise UserError(f"{where}: {path}: {format} is read unpacked only; unpack the file")
-    if not os.path.isfile(path):
-        raise UserError(f"{where}: {path} is no file that can be read, or a link to nothing")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{where}: {path} can't be read: no permission; change its mode")
-    return Source(path, format, compression, sample_by)
-
-
-def _formats() -> str:
-    return ", ".join(dict.fromkeys(SUFFIXES.values()))
 
 
 # What a source has

@@ -13,9 +13,8 @@ from tabulate import tabulate
 from . import slurm
 from .files import read_json
 from .inventory import CACHE_FILE, RUN_FILE, brief
-from .plan import Plan
+from .plan import LOGS, Plan
 
-LOGS = Path("logs")
 NODE = re.compile(r"tokencache \S+ on (\S+)\n")  # what a job says first
 WARNINGS = 10  # that are shown
 COLUMNS = [

@@ -85,10 +85,12 @@ def needed(config: Config) -> float | None:
     What a hub holds is not known.
     """
     from .. import sources
+    from ..plan import own_folders
 
     sizes: dict[str, float] = {}
     shards: dict[tuple[str, str], float] = {}
     caches = 0.0
+    own = own_folders(config.cache, config.results)
     for model, name, _ in config.combinations():
         dataset = config.datasets[name]
         if name not in sizes:
@@ -96,7 +98,8 @@ def needed(config: Config) -> float | None:
             if dataset.files:
                 try:
                     key = f"datasets.{name}.files"
-                    found = sources.find(dataset.files, key, dataset.format, dataset.sample_by)
+                    how = dataset.format, dataset.sample_by, "train"
+                    found = sources.find(dataset.files, key, *how, own)
                 except UserError:
                     return None
                 for source in (source for group in found for source in group):

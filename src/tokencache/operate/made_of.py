@@ -13,9 +13,10 @@ from typing import Any
 from .. import fetch, fingerprint, sources
 from ..errors import UserError
 from ..files import key_of
+from ..finding import COLUMNAR, COMPRESSIONS, SUFFIXES
 from ..index import Index
 from ..plan import INDEX, fetched_path
-from ..sources import COLUMNAR, COMPRESSIONS, SUFFIXES, Piece, Source
+from ..sources import Piece, Source
 
 SAMPLED = ("line", "paragraph", "document")
 
