@@ -150,6 +150,9 @@ def test_figures_are_those_of_plain_python(tmp_path, words, seed, overflow, pack
     expected = {"double_bos", "missing_eos", "unknown_tokens", "duplicates", "validation_in_train"}
     expected |= {"cut"} if overflow != "split" else set()
     assert expected <= names and "pad_is_eos" not in names
+    assert ("cut_ends" in names) == (overflow == "truncate")
+    cut = sum(len(ids) > 16 for ids, _ in documents) if overflow == "truncate" else 0
+    assert found["splits"]["train"]["rows_cut"] == cut
     rows_without = [s["rows_without_trained_tokens"] for s in found["splits"].values()]
     assert ("untrained_rows" in names) == any(rows_without)
     check_whys(found, documents, {number for number, _, _ in kept["train"]}, any(rows_without))
@@ -169,6 +172,24 @@ def check_whys(found, documents, kept, some_untrained):
     assert ("untrained" in shown) == some_untrained
     drawn = [one for one in found["examples"] if not one["why"]]
     assert 0 < len(drawn) <= 4 and all(one["split"] == "train" for one in drawn)
+
+
+def test_a_report_says_which_rows_have_lost_the_end_that_is_trained_on(tmp_path, words):
+    prompt, answer = [BOS, *[4] * 8], [5, EOS]
+    long = (prompt + answer, [False] * 9 + [True] * 2)
+    short = ([BOS, 4, *answer], [False, False, True, True])
+    paths = {"train": shards(tmp_path, [long] * 12 + [short] * 8, masked=True)}
+    found = look(entry(6), paths, words)
+    train = found["splits"]["train"]
+    assert train["rows_cut"] == train["rows_cut_without_trained_tokens"] == 12
+    assert train["tokens_trained"] == 8 * 2
+    texts = {one["name"]: (one["level"], one["text"]) for one in found["findings"]}
+    assert texts["cut_ends"][0] == "warning"
+    assert "12 of 20 rows of train (60.0 %) hold a document that is cut" in texts["cut_ends"][1]
+    assert "12 of them because a document is cut" in texts["untrained_rows"][1]
+    assert "rows with a cut document" in page(found)
+    few = look(entry(6), {"train": shards(tmp_path, [long] + [short] * 40, masked=True)}, words)
+    assert "cut_ends" not in [one["name"] for one in few["findings"]]
 
 
 def test_examples_are_what_the_rows_hold(tmp_path, words):

@@ -22,7 +22,7 @@ from . import duplicates, examples, findings, lengths, marks
 from .token_texts import TokenTexts
 
 # Raise when report.json gets other fields.
-VERSION = 1
+VERSION = 2
 JSON_FILE, PAGE_FILE = "report.json", "report.html"
 
 Splits = dict[str, SplitRows | PairRows]

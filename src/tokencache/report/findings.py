@@ -9,11 +9,14 @@ LEVELS = ("warning", "note")
 
 # From which share on it is a warning; below, a note.
 UNTRAINED_ROWS = 0.01
+CUT_ROWS = 0.5
 LOST_TOKENS = 0.05
 MISSING_EOS = 0.01
 UNKNOWN_TOKENS = 0.001
 SAME_DOCUMENTS = 0.01
 LITTLE_FILLED = 0.5
+# Below this share nothing is said.
+SOME_CUT_ROWS = 0.05
 
 
 def of(report: dict[str, Any]) -> list[dict[str, str]]:
@@ -33,9 +36,18 @@ def _rows(report: dict[str, Any]) -> Iterator[dict[str, str]]:
                 "untrained_rows",
                 untrained >= UNTRAINED_ROWS * split["rows"],
                 f"{part(untrained, split['rows'], f'rows of {name}')} have no token that is "
-                "trained on; look at loss: and, where documents are cut before what is trained "
-                "on, at max_length",
+                f"trained on, {split['rows_cut_without_trained_tokens']:,} of them because a "
+                "document is cut before what is trained on; look at loss: and at max_length",
             )
+    train = report["splits"]["train"]
+    if (cut := train["rows_cut"]) and cut >= SOME_CUT_ROWS * train["rows"]:
+        yield _finding(
+            "cut_ends",
+            cut >= CUT_ROWS * train["rows"],
+            f"{part(cut, train['rows'], 'rows of train')} hold a document that is cut; an end "
+            "token there is not the document's own and is not trained on, so only the other rows "
+            "teach where to stop; a longer max_length or overflow: split keeps the true ends",
+        )
     filled = report["splits"]["train"]["filled"]
     if filled < LITTLE_FILLED and report["settings"]["packing"] == "none":
         yield _finding(

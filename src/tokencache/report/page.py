@@ -126,6 +126,8 @@ def _rows(report: dict[str, Any]) -> str:
         "rows": "rows", "documents or pieces": "windows", "tokens": "tokens",
         "trained on": "tokens_trained", "share trained on": "trained_share",
         "rows untrained": "rows_without_trained_tokens",
+        "rows with a cut document": "rows_cut",
+        "of these untrained": "rows_cut_without_trained_tokens",
         "room filled": "filled",
     }  # fmt: skip
     lines = [
