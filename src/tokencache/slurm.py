@@ -66,8 +66,8 @@ def polling(seconds: int) -> Polling:
     if seconds > longest and longest < SHORTEST:
         raise UserError(
             f"sacct has no records here, and squeue forgets jobs {age} s after their end "
-            f"(MinJobAge): too soon to see it. Ask the administrator for a MinJobAge of {USUAL_AGE} "
-            f"(slurm.conf), which is SLURM's own, or for accounting (slurmdbd); {DOCS}"
+            "(MinJobAge): too soon to see it. Ask the administrator for a MinJobAge of "
+            f"{USUAL_AGE} (slurm.conf), which is SLURM's own, or for accounting (slurmdbd); {DOCS}"
         )
     if seconds > longest:
         raise UserError(
