@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import make_tokenizer
+from transformers.utils import chat_template_utils
 from workflow import TINY, rows, write_rows
 
-from tokencache import cli
+from tokencache import cli, documents, jobs, rendering, why
 from tokencache.config import load
+from tokencache.errors import UserError
 from tokencache.files import write_json
 from tokencache.plan import Plan
 from tokencache.resolve import resolve
@@ -68,3 +72,52 @@ def test_a_plan_that_is_cut_is_one_message(plan, folder, capsys, left):
         said = capsys.readouterr().err
         assert f"the plan {found.path} is damaged" in said and "run snakemake again" in said
         assert "Traceback" not in said
+
+
+# How chat templates are rendered
+
+PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+JSON = "{{ tools | tojson if tools }}" + PLAIN
+
+
+def chat(template):
+    return {"files": "data", "document": {"messages": "messages", "chat_template": template}}
+
+
+@pytest.fixture
+def release(monkeypatch):
+    """Another version of transformers, which writes JSON in other letters or not."""
+
+    def made(number, **how):
+        monkeypatch.setattr(rendering, "version", lambda name: number)
+        other = SimpleNamespace(dumps=lambda *given, **more: json.dumps(*given, **(more | how)))
+        monkeypatch.setattr(chat_template_utils, "json", other)
+
+    return made
+
+
+def test_a_release_that_renders_the_same_makes_nothing_stale(plan, release):
+    found = [key(plan(chat(template))) for template in (PLAIN, JSON)]
+    release("99")
+    assert [key(plan(chat(template))) for template in (PLAIN, JSON)] == found
+
+
+def test_a_release_that_renders_otherwise_makes_stale_what_it_changes(plan, release):
+    before = [plan(chat(template)) for template in (PLAIN, JSON)]
+    release("99", ensure_ascii=True)
+    plain, other = (plan(chat(template)) for template in (PLAIN, JSON))
+    assert key(plain) == key(before[0]) and key(other) != key(before[1])
+    [path] = before[1].caches
+    write_json(Path(path, "cache.json"), before[1].provenance(path))
+    [path] = other.caches
+    said = "stale: library behaviour (how chat templates are rendered)"
+    assert str(why.of_cache(other, path)) == said
+
+
+def test_a_job_that_renders_otherwise_than_the_plan_is_for_says_so(plan):
+    found = plan(chat(PLAIN))
+    [recipe] = found.data["recipes"].values()
+    piece, digest = jobs.piece_of(next(iter(found.data["shards"].values())))
+    assert sum(len(batch.texts) for batch in documents.render(recipe, piece, digest)) == 20
+    with pytest.raises(UserError, match="rendered otherwise here than where the plan was made"):
+        list(documents.render(recipe | {"rendering": "0" * 32}, piece, digest))

@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from . import machine, sources
+from . import machine, rendering, sources
 from .conversations import of_row, role_of
 from .errors import UserError
 from .readers import as_numpy, as_texts
 from .sources import Piece
 
 if TYPE_CHECKING:
-    from .chat import Span
+    from .chat import Chat, Span
     from .dataset_config import Dataset, Document
 
 # Raise when a row of the same recipe gives another text or other spans than before:
@@ -338,14 +338,23 @@ def _join(values: list[Any]) -> pa.LargeStringArray:
     )
 
 
-def _conversations(recipe: dict[str, Any], piece: Piece, shard_key: str) -> Iterator[Batch]:
-    from . import chat
+def chat_of(recipe: dict[str, Any]) -> Chat:
+    """What renders the conversations of a recipe."""
+    from . import chat  # with Jinja, which most data sets don't need
 
+    masked = recipe["loss"] != "all"
+    roles, eos = recipe.get("roles_to_train", ["assistant"]), recipe.get("train_on_eos", True)
+    about = (recipe["chat_template"], recipe["special_tokens"], masked, roles, eos)
+    return chat.Chat(*about)
+
+
+def _conversations(recipe: dict[str, Any], piece: Piece, shard_key: str) -> Iterator[Batch]:
     chosen = machine.settings()
     most, most_rows = chosen.mode.batch_bytes, chosen.rows.amount
     masked = recipe["loss"] != "all"
-    roles, eos = recipe.get("roles_to_train", ["assistant"]), recipe.get("train_on_eos", True)
-    template = chat.Chat(recipe["chat_template"], recipe["special_tokens"], masked, roles, eos)
+    template = chat_of(recipe)
+    if "rendering" in recipe:
+        rendering.check(template, recipe["rendering"])
     texts: list[str] = []
     spans: list[list[Span]] = []
     row = size = 0

@@ -7,7 +7,17 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from . import batches, chat, documents, fingerprint, recognize, sources, tokenizers, train_tokenizer
+from . import (
+    batches,
+    chat,
+    documents,
+    fingerprint,
+    recognize,
+    rendering,
+    sources,
+    tokenizers,
+    train_tokenizer,
+)
 from .config import Config, Dataset, TokenizerTraining
 from .errors import UserError
 from .files import key_of
@@ -55,6 +65,7 @@ class _Resolver:
         self._first_source: dict[str, sources.Source] = {}
         self._facts: dict[tuple[str, bool], dict[str, Any]] = {}
         self._identities: dict[Reference, list[Any]] = {}
+        self._renderings: dict[str, str] = {}
 
     def data(self) -> dict[str, Any]:
         caches: dict[str, Any] = {}
@@ -269,6 +280,8 @@ class _Resolver:
             recipe = documents.recipe(dataset, *about, side)
         except UserError as error:
             raise UserError(f"datasets.{name} for {where}: {error}") from None
+        if recipe["form"] == "messages":
+            recipe["rendering"] = self._rendering(recipe)
         for split, files in dataset.files_by_split.items():
             there = self.columns.get((name, split))
             for column in documents.needed_columns(recipe):
@@ -280,6 +293,18 @@ class _Resolver:
         key = key_of(recipe)
         self.recipes[key] = recipe
         return key
+
+    def _rendering(self, recipe: dict[str, Any]) -> str:
+        """See rendering.identity: found once for each version of what renders."""
+        key = key_of(recipe)
+        if key not in self._renderings:
+            files, versions = rendering.decided_by()
+            self._renderings[key] = self.index.recall(
+                files,
+                ["rendering", versions, recipe],
+                lambda: rendering.identity(documents.chat_of(recipe)),
+            )
+        return self._renderings[key]
 
     def token_set(self, model: str, name: str, side: str | None) -> str:
         """The token shards of a data set (of its source or target, where it has these) for a

@@ -17,6 +17,7 @@ from .plan import Plan, decisive
 ROWS = 40  # of a table that a person reads; more and the fresh ones are only counted
 FRESH, STALE, NEW = "fresh", "stale", "new"
 BEHAVIOUR = "library behaviour"
+RENDERING = "recipe.rendering"
 
 # What there is, by root, model, data set and max_length ("*" for any).
 Found = Callable[[str, str, str, str], list[dict[str, Any]]]
@@ -161,7 +162,9 @@ def _cache_changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
         found.append(Change("data", said, files=files))
     if old["tokenizer"]["key"] != new["tokenizer"]["key"]:
         found.append(_tokenizer_change(old["tokenizer"], new["tokenizer"]))
-    found += _differences(old["recipe"], new["recipe"], "recipe")
+    recipe = _differences(old["recipe"], new["recipe"], "recipe")
+    # With another template, it comes out otherwise by itself.
+    found += [change for change in recipe if change.name != RENDERING] or recipe
     before, after = ({"format": "dataset"} | about["settings"] for about in (old, new))
     return found + _differences(before, after, "")
 
@@ -186,6 +189,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any], part: str) -> list[Ch
             continue
         if name == "version":
             said = f"{BEHAVIOUR} ({prefix}version {before} → {after})"
+        elif f"{part}.{name}" == RENDERING:
+            said = f"{BEHAVIOUR} (how chat templates are rendered)"
         elif len(f"{before}{after}") <= 40:
             said = f"{prefix}{name} {before} → {after}"
         else:
