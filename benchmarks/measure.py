@@ -32,11 +32,7 @@ def run(command: list[str], cwd: Path, log: Path, memory: bool = True) -> dict[s
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     os.sync()  # so that nobody writes another one's data
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT / "src"),
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    }
+    environment = _environment() | {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     peak, seen = 0, {}
     before = os.times()
     with open(log, "w") as stream:
@@ -58,11 +54,16 @@ def run(command: list[str], cwd: Path, log: Path, memory: bool = True) -> dict[s
 
 def output(command: list[str], cwd: Path) -> str:
     """What a command prints on its standard output."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, env=_environment(), capture_output=True, text=True)
     if done.returncode:
         raise Failed(f"{command[:4]}… ended with {done.returncode}: {done.stderr[-2000:]}")
     return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment, with this checkout's library first."""
+    path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
 
 
 def _look(pid: int, seen: dict[psutil.Process, float]) -> int:
