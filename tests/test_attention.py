@@ -26,7 +26,7 @@ from tokencache.collate import Collator
 from tokencache.config import Training
 from tokencache.errors import UserError
 from tokencache.packed_attention import PER_DOCUMENT, VARLEN
-from tokencache.plan import decisive
+from tokencache.run_keys import decisive
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -21,8 +21,8 @@ from tokencache.config import (
 from tokencache.dataset_config import Document
 from tokencache.errors import UserError
 from tokencache.files import key_of
-from tokencache.plan import decisive
 from tokencache.references import Reference, reference
+from tokencache.run_keys import decisive
 
 BASE = {
     "models": {"one": {"tokenizer": "./t"}, "two": {"tokenizer": "./t"}},
@@ -193,11 +193,11 @@ OLD = {
     "num_train_epochs": 1.0, "max_steps": -1, "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1, "learning_rate": 5e-05, "lr_scheduler_type": "linear",
     "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "precision": "auto",
-    "gradient_checkpointing": False, "seed": 42, "eval_steps": None,
+    "seed": 42,
 }  # fmt: skip
 
 
-def test_what_decides_a_run_is_what_it_was_before_later_settings_came():
+def test_what_decides_a_run():
     def of(packed=False, **training):
         return decisive(Training(**training).model_dump(), packed)
 
@@ -206,9 +206,8 @@ def test_what_decides_a_run_is_what_it_was_before_later_settings_came():
     assert of(torch_compile=True, dataloader_num_workers=3, mlflow=True, nodes=2) == OLD
     assert of(group_by_length=True) == OLD | {"group_by_length": True}
     assert of(tf32=False) == OLD | {"tf32": False}
-    later = {"warmup_steps": 9, "adam_beta1": 0.8, "adam_beta2": 0.98, "adam_epsilon": 1e-9,
-             "label_smoothing_factor": 0.1, "load_best_model_at_end": True,
-             "eval_on_start": False}  # fmt: skip
+    later = {"adam_beta1": 0.8, "adam_beta2": 0.98, "adam_epsilon": 1e-9,
+             "label_smoothing_factor": 0.1}  # fmt: skip
     assert of(**later) == OLD | later
     assert of(**{name: Training.model_fields[name].default for name in later}) == OLD
     tokens = {name: value for name, value in OLD.items() if name != "per_device_train_batch_size"}
@@ -216,6 +215,28 @@ def test_what_decides_a_run_is_what_it_was_before_later_settings_came():
     assert of(max_tokens=64) == of(max_tokens=64, group_by_length=True) == tokens
     assert of(packed=True, max_tokens=64, group_by_length=False) == tokens
     assert of(max_tokens=64, group_by_length=False) == tokens | {"group_by_length": False}
+
+
+def test_what_changes_no_weights_decides_no_run():
+    """Settings that count only where others make them count."""
+
+    def of(**training):
+        return decisive(Training(**training).model_dump(), packed=False)
+
+    # How often to look: only where the best of what was looked at is taken.
+    assert of(eval_steps=7, eval_on_start=False, gradient_checkpointing=True) == of() == OLD
+    best = of(load_best_model_at_end=True, eval_steps=7)
+    assert best == OLD | {"load_best_model_at_end": True, "eval_steps": 7}
+    assert best != of(load_best_model_at_end=True)
+    # One of two says how long, and how long to warm up.
+    assert of(max_steps=5) == of(max_steps=5, num_train_epochs=3)
+    assert of(max_steps=0) == of(max_steps=-1) != of(num_train_epochs=3)
+    assert of(warmup_steps=5) == of(warmup_steps=5, warmup_ratio=0.5) != of(warmup_ratio=0.5)
+    assert of(warmup_ratio=0.5) != of()
+    # This schedule warms up by no setting.
+    constant = of(lr_scheduler_type="constant")
+    assert constant == of(lr_scheduler_type="constant", warmup_steps=5)
+    assert constant == of(lr_scheduler_type="constant", warmup_ratio=0.5)
 
 
 def test_messages_name_file_and_line(tmp_path):

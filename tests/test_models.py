@@ -92,8 +92,9 @@ def test_weights_that_do_not_fit(cache, tokenizer, tmp_path):
     message = refused(make_run(cache, tokenizer, weights=small), tmp_path / "vocabulary")
     assert f"50 embeddings, fewer than the tokenizer's {SIZE} tokens" in message
 
+    run = make_run(cache, tokenizer, weights=small)
     os.rename(small / "model.safetensors", small / "pytorch_model.bin")
-    message = refused(make_run(cache, tokenizer, weights=small), tmp_path / "pickle")
+    message = refused(run, tmp_path / "pickle")
     assert "pickle (pytorch_model.bin), which can run any code" in message
 
     run = make_run(cache, tokenizer, weights=tmp_path / "nowhere")

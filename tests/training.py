@@ -16,8 +16,8 @@ from tokencache.collate import IGNORED
 from tokencache.config import Lora, Training
 from tokencache.errors import UserError
 from tokencache.files import hash_file
-from tokencache.fingerprint import identity
 from tokencache.references import Reference
+from tokencache.weights import identity
 
 SIZE = 96  # tokens in the vocabulary
 EOS = 1
@@ -109,7 +109,9 @@ def make_run(cache, tokenizer, weights=None, architecture=None, lora=None, **tra
     else:
         reference = Reference(path=str(weights))
         if weights.exists():
-            planned = identity(reference, lambda files: [hash_file(file) for file in files])
+            planned = identity(
+                reference, False, lambda files: list(map(hash_file, files)), "weights"
+            )
         weights = reference.model_dump()
     return {
         "key": "a" * 32,
@@ -120,6 +122,7 @@ def make_run(cache, tokenizer, weights=None, architecture=None, lora=None, **tra
         "cache_key": "c" * 32,
         "rows_key": "c" * 32,
         "tokenizer": str(tokenizer),
+        "chat": False,
         "chat_template": None,
         "weights": weights,
         "weights_folder": weights and weights["path"],

@@ -198,9 +198,13 @@ def identity(wanted: Reference, digests: Callable[[list[str]], list[str]]) -> li
 def check_identity(reference: dict[str, Any], planned: list[Any], where: str) -> None:
     """Raises UserError where a reference's bytes are not those that the plan is for."""
     found = identity(Reference(**reference), lambda files: [hash_file(file) for file in files])
+    check_same(found, planned, reference["path"], where)
+
+
+def check_same(found: list[Any], planned: list[Any], path: str, where: str) -> None:
     if found != planned:
         raise UserError(
-            f"{where}: {reference['path']} changed while it was read (or after the plan was "
+            f"{where}: {path} changed while it was read (or after the plan was "
             "made); run snakemake again"
         )
 

@@ -20,17 +20,15 @@ from transformers import (
     set_seed,
 )
 
-from . import manifest
+from . import manifest, weights
 from . import tokenizers as own_tokenizers
 from .errors import UserError
-from .fingerprint import check_identity
 
 # transformers would ask the hub to convert weights that are not safetensors.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 # Keys that transformers takes for many architectures and rewrites.
 REWRITTEN = {"rope_theta", "rope_scaling", "partial_rotary_factor", "torch_dtype", "dtype"}
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError,
                AttributeError, ZeroDivisionError, SafetensorError)  # fmt: skip
@@ -198,7 +196,7 @@ def _from_weights(run: dict[str, Any], vocab: Vocabulary) -> PreTrainedModel:
     options = {"trust_remote_code": run["trust_remote_code"]}
     if run["weights"]["hub"]:
         manifest.check(Path(name), where)  # a folder of ours
-    _refuse_pickles(where, name)
+    weights.check(Path(name), where)
     try:
         config = AutoConfig.from_pretrained(name, **options)
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -226,23 +224,10 @@ def _from_weights(run: dict[str, Any], vocab: Vocabulary) -> PreTrainedModel:
             f"{where}: {name} lacks weights of a language model: {', '.join(missing[:3])}"
             f"{', …' if len(missing) > 3 else ''}; give weights with a language-model head"
         )
-    check_identity(run["weights"], run["weights_identity"], where)
+    weights.check_identity(run, where)
     _check_embedding(where, name, model, vocab)
     _set_tokens(model, vocab)
     return model
-
-
-def _refuse_pickles(where: str, name: str) -> None:
-    folder = Path(name)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
-    if pickles:
-        raise UserError(
-            f"{where}: {name} holds its weights as pickle ({pickles[0]}), which can run any code "
-            "when it is loaded, and no safetensors; load it once where you trust it and call "
-            "model.save_pretrained(FOLDER), which writes safetensors"
-        )
 
 
 def _check_embedding(where: str, name: str, model: PreTrainedModel, vocab: Vocabulary) -> None:

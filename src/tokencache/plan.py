@@ -31,31 +31,6 @@ WORKFLOW = ("workflow", "snakemake")  # stage and target of the process that sta
 NAME_DIGITS = 12  # of a key in the names of caches and runs, which stand beside few others
 PLANS_KEPT = 20
 
-# Training settings that say how often to look and where to compute, not what.
-NOT_IN_RUN_KEY = {"logging_steps", "save_steps", "save_minutes", "save_total_limit",
-                  "per_device_eval_batch_size", "nodes", "processes_per_node", "torch_compile",
-                  "dataloader_num_workers", "attn_implementation", "fsdp", "mlflow"}  # fmt: skip
-# Settings that came later and are left out where they change nothing, so keys stay what they were.
-UNLESS_SET = {"max_tokens": None, "group_by_length": None, "tf32": None, "warmup_steps": 0,
-              "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
-              "label_smoothing_factor": 0.0, "load_best_model_at_end": False,
-              "eval_on_start": True}  # fmt: skip
-
-
-def decisive(training: dict[str, Any], packed: bool) -> dict[str, Any]:
-    """The training settings that decide the weights of a run: what its key is made of."""
-    found = {name: value for name, value in training.items() if name not in NOT_IN_RUN_KEY}
-    by_tokens = found["max_tokens"] is not None
-    if by_tokens:
-        del found["per_device_train_batch_size"]
-    if packed or found["group_by_length"] == by_tokens:  # which is the default
-        found["group_by_length"] = None
-    return {
-        name: value
-        for name, value in found.items()
-        if name not in UNLESS_SET or value != UNLESS_SET[name]
-    }
-
 
 def own_folders(cache: str, results: str) -> list[str]:
     """The folders that a workflow writes to: nothing in them is data of the user's."""

@@ -14,23 +14,23 @@ from . import (
     fingerprint,
     recognize,
     rendering,
+    run_keys,
     sources,
     tokenizers,
     train_tokenizer,
 )
+from . import weights as model_weights
 from .config import Config, Dataset, TokenizerTraining
 from .errors import UserError
 from .files import key_of
 from .finding import check_once
 from .fingerprint import Shard
 from .index import Index
-from .plan import INDEX, Plan, decisive, fetched_path, own_folders, target_path, tokenizer_path
+from .plan import INDEX, Plan, fetched_path, own_folders, target_path, tokenizer_path
 from .references import Reference, reference
 
 # Raise when the same inputs give a cache of other bytes.
 CACHE_VERSION = 3
-# Raise when the same cache, weights and settings train to other weights.
-RUN_VERSION = 1
 
 # Of sources, about: what one job writes the rows of.
 BYTES_IN_A_PART = 2**31
@@ -66,6 +66,7 @@ class _Resolver:
         self._facts: dict[tuple[str, bool], dict[str, Any]] = {}
         self._identities: dict[Reference, list[Any]] = {}
         self._renderings: dict[str, str] = {}
+        self._weights: dict[tuple[Reference, bool], list[Any]] = {}
 
     def data(self) -> dict[str, Any]:
         caches: dict[str, Any] = {}
@@ -395,23 +396,13 @@ class _Resolver:
         if settings.architecture and settings.tokenizer_reference not in self.config.tokenizers:
             size = self.facts_of(model)["vocab_size"]  # of one to be trained, it may get smaller
             tokenizers.check_architecture(settings.architecture, size, f"models.{model}")
-        training = self.config.training_of(model).model_dump()
         weights = identity = None
         if settings.weights is not None:
-            weights = reference(settings.weights, f"models.{model}.weights")
-            initial = ["weights", identity := self._identity(weights)]
-        else:
-            initial = ["architecture", settings.architecture]
-        lora = settings.lora and settings.lora.model_dump()
-        if lora:
-            initial = [*initial, "lora", lora]
-        template = self._chat_template(model, self.dataset(cache["dataset"]))
-        settled = decisive(training, cache["packing"] != "none")
-        # Both formats of a cache give the same batches, and so the same weights.
-        key = key_of(["run", RUN_VERSION, cache["rows_key"], initial, template, settled])
-        where = (model, cache["dataset"], cache["max_length"], key)
-        return target_path(self.config.results, *where), {
-            "key": key,
+            where = f"models.{model}.weights"
+            weights = reference(settings.weights, where)
+            identity = self._weights_identity(weights, settings.trust_remote_code, where)
+        document = self.dataset(cache["dataset"]).document
+        run = {
             "model": model,
             "dataset": cache["dataset"],
             "max_length": cache["max_length"],
@@ -419,16 +410,27 @@ class _Resolver:
             "cache_key": cache["key"],
             "rows_key": cache["rows_key"],
             "tokenizer": cache["tokenizer"],
-            "chat_template": template,
+            "chat": document.is_chat,
+            "chat_template": self._chat_template(model, self.dataset(cache["dataset"])),
             "weights": weights.model_dump() if weights else None,
             "weights_identity": identity,
             "weights_folder": self._weights_folder(model, weights, identity),
-            "pairs": self.dataset(cache["dataset"]).document.is_pair,
-            "lora": lora,
+            "pairs": document.is_pair,
+            "lora": settings.lora and settings.lora.model_dump(),
             "architecture": settings.architecture,
             "trust_remote_code": settings.trust_remote_code,
-            "training": training,
+            "training": self.config.training_of(model).model_dump(),
         }
+        run["key"] = run_keys.key(run, cache["packing"] != "none")
+        where = (model, cache["dataset"], cache["max_length"], run["key"])
+        return target_path(self.config.results, *where), run
+
+    def _weights_identity(self, wanted: Reference, trusted: bool, where: str) -> list[Any]:
+        if (wanted, trusted) not in self._weights:
+            self._weights[wanted, trusted] = model_weights.identity(
+                wanted, trusted, lambda files: fingerprint.file_digests(files, self.index), where
+            )
+        return self._weights[wanted, trusted]
 
     def _weights_folder(
         self, model: str, weights: Reference | None, identity: list[Any] | None

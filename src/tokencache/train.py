@@ -42,7 +42,8 @@ from .files import published, read_json, write_json
 from .hardware import Hardware
 from .inventory import PROVENANCE_FILE
 from .metrics import say
-from .plan import decisive, records_path
+from .plan import records_path
+from .run_keys import decisive, made_of
 from .tracking import Tracking
 from .trainer import CacheTrainer
 from .view import open_cache
@@ -310,13 +311,7 @@ def _facts(
     records, splits, lora = trainer.state.log_history, trainer.splits, run["lora"] is not None
     last = [record for record in records if metrics.is_training(record)][-1]
     facts = {name: run[name] for name in ("key", "model", "dataset", "max_length")}
-    facts["made_of"] = {
-        "cache": run["rows_key"],
-        "weights": run["weights"],
-        "lora": run["lora"],
-        "architecture": run["architecture"],
-        "training": decisive(run["training"], splits["train"].packed),
-    }
+    facts["made_of"] = made_of(run, splits["train"].packed)
     facts |= {
         "steps": trainer.state.global_step,
         "weights_of_step": trainer.weights_of_step,

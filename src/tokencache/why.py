@@ -11,8 +11,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from . import inventory
-from .plan import Plan, decisive
+from . import inventory, run_keys
+from .plan import Plan
 
 ROWS = 40  # of a table that a person reads; more and the fresh ones are only counted
 FRESH, STALE, NEW = "fresh", "stale", "new"
@@ -170,14 +170,34 @@ def _cache_changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
 
 
 def _run_changes(old: dict[str, Any], new: dict[str, Any], packed: bool) -> list[Change]:
-    before, found = old["made_of"], []
-    if before["cache"] != new["rows_key"]:
-        found.append(Change("cache", "its cache", before["cache"], new["rows_key"]))
-    found += _differences(before["training"], decisive(new["training"], packed), "")
-    for name in ("weights", "lora", "architecture"):
-        if before.get(name) != new[name]:
-            found.append(Change(name, name, before.get(name), new[name]))
-    return found
+    """Records of the first version say nothing of the template and of the weights' files."""
+    before, after = {"version": 1} | old["made_of"], run_keys.made_of(new, packed)
+    found = []
+    if before["cache"] != after["cache"]:
+        found.append(Change("cache", "its cache", before["cache"], after["cache"]))
+    found += _differences(before["training"], after["training"], "")
+    found += _weights_changes(before, after)
+    for name in ("lora", "architecture"):
+        if before.get(name) != after[name]:
+            found.append(Change(name, name, before.get(name), after[name]))
+    last = [name for name in ("chat_template", "version") if name in before]
+    return found + _differences({n: before[n] for n in last}, {n: after[n] for n in last}, "")
+
+
+def _weights_changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+    """Another model, or other bytes of files where it lies: both are named."""
+    name = "weights_files" if "weights_files" in before else "weights"
+    old, new = before[name], after[name]
+    if old == new:
+        return []
+    said = "weights"
+    if before["weights"] == after["weights"]:
+        files, others = dict(old), dict(new)
+        changed = [n for n in sorted({*files, *others}) if files.get(n) != others.get(n)]
+        said += f": {', '.join(changed[:3])}{', …' if changed[3:] else ''}"
+    else:
+        old, new = before["weights"], after["weights"]
+    return [Change("weights", said, old, new)]
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], part: str) -> list[Change]:

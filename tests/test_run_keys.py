@@ -1,0 +1,106 @@
+"""What is in the key of a run, and which of it `why` names when it changed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import make_tokenizer
+from workflow import TINY, rows, write_rows
+
+from tokencache import inventory, run_keys, why
+from tokencache.config import load
+from tokencache.resolve import resolve
+
+TEXT = {"files": "a.jsonl", "document": {"text": "{prompt}"}}
+CHAT = {"files": "a.jsonl", "document": {"messages": "messages"}}
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_tokenizer("bos_eos", tmp_path / "tokenizer")
+    write_rows(tmp_path / "a.jsonl", rows(20))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/config.json").write_text(json.dumps(TINY))
+    (tmp_path / "weights/model.safetensors").write_bytes(b"tensors")
+    return tmp_path
+
+
+def planned(dataset=TEXT, training=None, **model):
+    """The plan of one run, and its path."""
+    config = {
+        "models": {"one": {"tokenizer": "tokenizer", "weights": "weights", **model}},
+        "datasets": {"some": dataset},
+        "max_length": 32,
+        "training": training or {},
+    }
+    plan = resolve(load(config))
+    return plan, *plan.runs
+
+
+def finished(plan, path):
+    """Leave what `why` reads of a run."""
+    about = run_keys.made_of(plan.runs[path], False)
+    plan.make_folders()
+    Path(path).mkdir()
+    Path(path, inventory.RUN_FILE).write_text(json.dumps({"made_of": about}))
+
+
+def test_the_chat_template_counts_for_chats_alone(folder):
+    text = planned(chat_template=TEMPLATE)
+    finished(*text)
+    assert text[1] == planned(chat_template=TEMPLATE + " ")[1]
+    assert text[0].runs[text[1]]["chat_template"] == TEMPLATE
+    Path(text[1]).rename(folder / "elsewhere")
+    chat = planned(CHAT, chat_template=TEMPLATE)
+    finished(*chat)
+    other, path = planned(CHAT, chat_template=TEMPLATE + " ")
+    assert path != chat[1]
+    said = [change.said for change in why.of_run(other, path).changes]
+    assert said == ["its cache", "chat_template"]
+
+
+def test_other_bytes_of_the_same_weights_are_named(folder):
+    finished(*planned())
+    (folder / "weights/timing.json").write_text("{}")
+    assert why.of_run(*planned()).state == why.FRESH
+    (folder / "weights/model.safetensors").write_bytes(b"others")
+    verdict = why.of_run(*planned())
+    assert str(verdict) == "stale: weights: model.safetensors"
+    [change] = verdict.changes
+    assert dict(change.old).keys() == dict(change.new).keys() and change.old != change.new
+
+
+def test_the_name_of_a_folder_is_no_part_of_it(folder):
+    path = planned()[1]
+    (folder / "weights").rename(folder / "moved")
+    assert planned(weights="moved")[1] == path
+    assert planned(weights="moved", trust_remote_code=True)[1] == path
+    (folder / "moved/modeling_own.py").write_text("")
+    assert planned(weights="moved")[1] == path
+    assert planned(weights="moved", trust_remote_code=True)[1] != path
+
+
+def test_a_run_of_an_earlier_version(folder):
+    plan, path = planned()
+    finished(plan, path)
+    file = Path(path, inventory.RUN_FILE)
+    made_of = json.loads(file.read_text())["made_of"]
+    for name in ("version", "chat_template", "weights_files"):
+        del made_of[name]
+    file.write_text(json.dumps({"made_of": made_of}))
+    Path(path).rename(Path(path).with_name("32-0123456789ab"))
+    assert str(why.of_run(plan, path)) == "stale: library behaviour (version 1 → 2)"
+    assert run_keys.RUN_VERSION == 2
+
+
+def test_what_changed_is_always_named(folder):
+    """Whatever is in the key is in run.json, where `why` finds it."""
+    plan, path = planned(training={"learning_rate": 1e-3})
+    finished(plan, path)
+    other, new = planned(training={"learning_rate": 2e-3}, lora={"r": 2})
+    assert str(why.of_run(other, new)) == "stale: learning_rate 0.001 → 0.002; lora"
+    model = {"weights": None, "architecture": TINY}
+    other, new = planned(training={"learning_rate": 1e-3}, **model)
+    assert str(why.of_run(other, new)) == "stale: weights; architecture"
