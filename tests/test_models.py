@@ -18,9 +18,10 @@ from training import (
 )
 from transformers import AutoModelForCausalLM
 
-from tokencache import attention, models
+from tokencache import attention, causality, models
 from tokencache.collate import Collator
 from tokencache.errors import UserError
+from tokencache.translation import PairCollator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -73,6 +74,50 @@ def test_the_check_of_packing_sees_the_mask_that_spoils_it(packed_cache, tokeniz
     assert attention.check_packing(model, run, Collator(vocab.pad, MAX_LENGTH, True)) < 1e-4
     with pytest.raises(UserError, match="packing: none"):
         attention.check_packing(model, run, WithMask(vocab.pad, MAX_LENGTH, True))
+
+
+BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 64}  # fmt: skip
+
+
+def test_a_model_that_sees_the_future_is_refused(cache, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.TINY", {})
+    message = refused(make_run(cache, tokenizer, architecture=BERT), tmp_path)
+    assert "models.small on datasets.texts: this model (bert) sees the tokens that" in message
+    assert "set is_decoder: true in its architecture" in message
+    decoder = BERT | {"is_decoder": True}
+    trained(make_run(cache, tokenizer, architecture=decoder, max_steps=1), tmp_path / "decoder")
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_the_check_of_causality(pairs, tokenizer, monkeypatch):
+    """A glimpse of the mean of all logits is enough, in the decoder of pairs too."""
+    monkeypatch.setattr("training.TINY", {})
+    sizes = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 2}
+    architecture = {"model_type": "bart", **sizes}
+    run = make_run("cache", tokenizer, architecture=architecture) | {"pairs": pairs}
+    vocab = models.vocabulary(tokenizer)
+    model = models.load(run, vocab)
+    collate = Collator(vocab.pad, MAX_LENGTH, False)
+    if pairs:
+        collate = PairCollator(vocab.pad, MAX_LENGTH, model)
+    model.config.use_cache = False  # as the trainer has it
+    causality.check(model, run, collate)
+    forward = model.forward
+
+    def peeping(**given):
+        found = forward(**given)
+        found.logits = found.logits + 0.1 * found.logits.mean(1, keepdim=True)
+        return found
+
+    model.forward = peeping
+    with pytest.raises(UserError, match=r"this model \(bart\) sees the tokens") as caught:
+        causality.check(model, run, collate)
+    assert ("the decoder of this model" in str(caught.value)) == pairs
+    for length in (2, 3):
+        with pytest.raises(UserError, match="sees the tokens"):
+            causality.check(model, run | {"max_length": length}, collate)
+    causality.check(model, run | {"max_length": 1}, collate)  # there is nothing to see
 
 
 def test_weights_that_do_not_fit(cache, tokenizer, tmp_path):

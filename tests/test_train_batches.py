@@ -2,20 +2,29 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
+from torch.nn import functional
 from training import (
+    MAX_LENGTH,
+    TINY,
     deterministic,
     documents,
     loss_alone,
     make_cache,
     make_run,
     records,
+    refused,
     stop_at,
     trained,
 )
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
-from tokencache import models
+from tokencache import models, router
+from tokencache.collate import COUNTS, Collator
+from tokencache.errors import UserError
+from tokencache.models import Vocabulary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,20 +46,88 @@ def test_a_step_s_loss_is_the_mean_over_all_targets(size, cache, tokenizer, tmp_
     assert loss == pytest.approx(loss_alone(model, documents(48, 1)), rel=1e-5)
 
 
-@pytest.mark.parametrize("own_loss", [False, True])
-def test_accumulated_batches_weigh_tokens(own_loss, cache, tokenizer, tmp_path, monkeypatch):
-    if own_loss:  # as for a model whose loss is a mean over the batch
-        monkeypatch.setattr(LlamaForCausalLM, "accepts_loss_kwargs", False, raising=False)
+def by_accumulation(cache, tokenizer, folder, architecture, **training):
+    """The losses of steps whose rows come as one batch and as several."""
     losses = []
     for batch, accumulation in ((8, 1), (4, 2), (1, 8)):
         run = make_run(
-            cache, tokenizer, per_device_train_batch_size=batch, max_steps=4, logging_steps=1,
-            gradient_accumulation_steps=accumulation,
+            cache, tokenizer, architecture=architecture, per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation, max_steps=4, logging_steps=1, **training,
         )  # fmt: skip
-        out = trained(run, tmp_path / str(batch))
+        out = trained(run, folder / str(batch))
         losses.append([r["loss"] for r in records(out) if "loss" in r])
+    return losses
+
+
+# The last one's own loss is of labels that are not shifted, and a mean over a batch.
+BART = {"model_type": "bart", "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 64, "dropout": 0.0}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama", "bart"])
+def test_accumulated_batches_weigh_tokens(family, cache, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.TINY", TINY if family == "llama" else {})
+    architecture = BART if family == "bart" else {}
+    losses = by_accumulation(cache, tokenizer, tmp_path, architecture)
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_decoder_s_loss_is_that_of_the_next_token(cache, tokenizer, tmp_path, monkeypatch):
+    """Which the validation tells too; its own would be that of the token that it is given."""
+    monkeypatch.setattr("training.TINY", {})
+    run = make_run(cache, tokenizer, architecture=BART, max_steps=40, logging_steps=40)
+    out = trained(run, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(out).eval()
+    total = targets = 0
+    for document in documents(9, 2):
+        ids = torch.tensor([document])
+        with torch.no_grad():
+            losses = functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:])
+        total, targets = total + losses.item() * (len(document) - 1), targets + len(document) - 1
+    assert records(out)[-1]["validation_loss"] == pytest.approx(total / targets, rel=1e-5)
+    assert total / targets < 3.5  # of 4.6 at first
+
+
+EXPERTS = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2,
+           "output_router_logits": True, "router_aux_loss_coef": 0.5}  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_router_loss_is_of_all_tokens_of_a_step(packed, tokenizer, tmp_path):
+    cache = make_cache(tmp_path / "cache", packed=packed)
+    losses = by_accumulation(cache, tokenizer, tmp_path, EXPERTS, learning_rate=1e-3)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_the_router_loss_is_the_model_s_own(cache, tokenizer, tmp_path):
+    """Where a step is one batch, and without its padding."""
+    run = make_run(cache, tokenizer, architecture=EXPERTS, max_steps=1,
+                   per_device_train_batch_size=48)  # fmt: skip
+    model = models.load(run, models.vocabulary(tokenizer))
+    rows = [{"input_ids": np.array(d), "labels": np.array(d)} for d in documents(48, 1)]
+    batch = Collator(0, MAX_LENGTH, False)(rows)
+    del batch[COUNTS]
+    first = records(trained(run, tmp_path))[1]
+    assert first["loss"] == pytest.approx(model(**batch).loss.item(), rel=1e-5)
+    assert first["perplexity"] is None
+
+
+def test_a_router_loss_of_another_kind_is_refused(cache, tokenizer, tmp_path, monkeypatch):
+    run = make_run(cache, tokenizer, architecture=EXPERTS, max_steps=1)
+    model = models.load(run, models.vocabulary(tokenizer))
+    found = router.find(model, run)
+    assert (found.coefficient, found.top_k) == (0.5, 2)
+    with pytest.raises(UserError, match="output_router_logits: false"):
+        router.find(model, run | {"pairs": True})
+    # A loss with something more in it.
+    monkeypatch.setattr(router, "COEFFICIENTS", ("num_experts",))
+    message = refused(run, tmp_path)
+    assert "mixtral adds a router loss of its own kind" in message
+    without = EXPERTS | {"output_router_logits": False}
+    model = models.load(make_run(cache, tokenizer, architecture=without), Vocabulary(96, 1, 1, 1))
+    assert router.find(model, run) is None
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -160,24 +160,21 @@ def check_packing(
     where = f"models.{run['model']} on datasets.{run['dataset']}"
     advice = f"set packing: none for datasets.{run['dataset']}"
     half = model.config._attn_implementation in IN_HALF
-    model.eval()
     try:
-        with torch.no_grad(), torch.autocast(model.device.type, DTYPES.get(precision), half):
-            packed = model(**_on(model, batch)).logits.float()
-            found = []
-            for number, (row, lengths) in enumerate(rows):
-                start = 0
-                for length in lengths:
-                    ids = torch.from_numpy(row["input_ids"][None, start : start + length])
-                    alone = model(**_on(model, {"input_ids": ids, "use_cache": False})).logits
-                    found.append(_off(packed[number, start : start + length], alone, half))
-                    start += length
+        packed = logits_of(model, batch, precision, half)
+        found = []
+        for number, (row, lengths) in enumerate(rows):
+            start = 0
+            for length in lengths:
+                ids = torch.from_numpy(row["input_ids"][None, start : start + length])
+                alone = {"input_ids": ids, "use_cache": False}
+                alone = logits_of(model, alone, precision, half)
+                found.append(off(packed[number, start : start + length], alone, half))
+                start += length
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise UserError(
             f"{where}: this model can't be used with packed rows ({short(error)}); {advice}"
         ) from None
-    finally:
-        model.train()
     worst = float(np.max(found))  # NaN where one is
     if not worst <= (HALF_TOLERANCE if half else TOLERANCE):
         raise UserError(
@@ -187,9 +184,9 @@ def check_packing(
     return worst
 
 
-def _off(packed: torch.Tensor, alone: torch.Tensor, half: bool) -> float:
+def off(packed: torch.Tensor, alone: torch.Tensor, half: bool) -> float:
     """How far logits (tokens, vocabulary) are from those (1, tokens, vocabulary) of a document."""
-    alone = alone[0].float()
+    alone = alone[0]
     by_token = (packed - alone).abs().amax(-1) / alone.std().clamp(min=1e-12)
     if not half:
         return by_token.max().item()
@@ -210,5 +207,15 @@ def _sample_row(
     }, cut
 
 
-def _on(model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Any]:
-    return {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in batch.items()}
+def logits_of(
+    model: PreTrainedModel, batch: dict[str, Any], precision: str, half: bool
+) -> torch.Tensor:
+    """The logits of a batch in float32, without dropout; half: whether they are computed in the
+    run's precision, and not in float32."""
+    given = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in batch.items()}
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(model.device.type, DTYPES.get(precision), half):
+            return model(**given).logits.float()
+    finally:
+        model.train()

@@ -15,7 +15,7 @@ from .view import PairView, View
 
 MULTIPLE = 8  # widths that are multiples of this are fast on tensor cores
 # Keys of a batch, and of a row, that are for the trainer, not for the model.
-COUNTS, NUMBERS, NUMBER = "counts", "numbers", "number"
+COUNTS, NUMBERS, NUMBER, LENGTHS = "counts", "numbers", "number", "lengths"
 COLUMNS = ("input_ids", "labels", "position_ids", "seq_lengths")
 NO_ROW = {name: np.zeros(0, np.int64) for name in COLUMNS}
 
@@ -42,11 +42,13 @@ class Collator:
 
     COUNTS holds what is in a batch: rows' tokens, and of these the targets; documents and
     the sum of their squared lengths, which attention takes; and the tokens that are
-    computed, padding included. NUMBERS are those of the rows, where these have them.
+    computed, padding included. NUMBERS are those of the rows, where these have them. LENGTHS are
+    each row's tokens, told where `tell_lengths` is set.
     """
 
     def __init__(self, pad_id: int, max_length: int, packed: bool) -> None:
         self.pad_id, self.max_length, self.packed = pad_id, max_length, packed
+        self.tell_lengths = False
 
     def __call__(self, rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
         lengths = [len(row["input_ids"]) for row in rows]
@@ -73,6 +75,8 @@ class Collator:
         }
         if numbers := [row[NUMBER] for row in rows if NUMBER in row]:
             batch[NUMBERS] = numbers
+        if self.tell_lengths:
+            batch[LENGTHS] = lengths
         return batch
 
 

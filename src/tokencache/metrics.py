@@ -50,10 +50,11 @@ def average(records: list[Record], after: int) -> float:
     return total / (before - after)
 
 
-def epochs(records: list[Record], in_epoch: int, smoothed: bool = False) -> list[Record]:
+def epochs(records: list[Record], in_epoch: int, more: bool = False) -> list[Record]:
     """What each epoch that is over came to: losses, perplexities, and how long it took.
 
-    smoothed: whether the training loss is one with label smoothing, of which there is none.
+    more: whether the training loss has more than that of the next tokens (label smoothing, a router
+    loss), so there is no perplexity.
     """
     training = [record for record in records if is_training(record)]
     losses = {r["step"]: r["validation_loss"] for r in records if not is_training(r)}
@@ -66,7 +67,7 @@ def epochs(records: list[Record], in_epoch: int, smoothed: bool = False) -> list
             "epoch": last // in_epoch,
             "step": last,
             "loss": loss,
-            "perplexity": None if smoothed else perplexity(loss),
+            "perplexity": None if more else perplexity(loss),
             "validation_loss": losses.get(last),
             "validation_perplexity": None if last not in losses else perplexity(losses[last]),
             "seconds": None if None in took else round(took[0] - took[1], 3),

@@ -23,6 +23,7 @@ from . import (
     __version__,
     adapters,
     attention,
+    causality,
     collectives,
     hardware,
     machine,
@@ -30,6 +31,7 @@ from . import (
     metrics,
     models,
     ranks,
+    router,
     sharded,
     stopping,
     translation,
@@ -98,6 +100,8 @@ def _train(run: dict[str, Any], out: Path, checkpoints: Path, turn: saved.Turn) 
     kind = sharded.ShardedTrainer if sharded.wanted(run) else CacheTrainer
     trainer = kind(run, model, arguments, splits, collator, batches, chosen.peak)
     attends = attention.choose(model, run, collator, one.packed, chosen.precision)
+    causality.check(model, run, collator, chosen.precision)
+    trainer.balance(router.find(model, run))
     _say_start(run, trainer, schedule, chosen, attends)
     newest = saved.newest(checkpoints, run["key"]) if ranks.first() else None
     # A signal that comes after the last step changes nothing.

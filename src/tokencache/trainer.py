@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import signal
-import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,24 +12,23 @@ from typing import Any
 import torch
 import transformers
 from accelerate.data_loader import prepare_data_loader
-from torch.nn import functional
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
-from . import checkpoints as saved
-from . import collectives, metrics, ranks
+from . import collectives, losses, metrics, ranks, router
 from .batching import Batches, Rows, evaluation_batches
-from .collate import COUNTS, IGNORED, NO_ROW, NUMBERS, Collator, Split
-from .errors import Stopped, UserError
+from .collate import COUNTS, LENGTHS, NO_ROW, NUMBERS, Collator, Split
+from .errors import UserError
 from .meter import Meter, ShowSteps
 from .metrics import say
 from .progress import Progress
+from .resumable import ResumableTrainer
 from .stopping import GoOn, Interruptions, LogWithCheckpoints, leave_to_parent
 from .watch import Watch, describe
 
 
-class CacheTrainer(Trainer):
-    """transformers.Trainer with an exact validation loss, own records, whole checkpoints."""
+class CacheTrainer(ResumableTrainer):
+    """transformers.Trainer with exact losses, own records, whole checkpoints."""
 
     def __init__(
         self,
@@ -66,61 +63,32 @@ class CacheTrainer(Trainer):
             callbacks=[LogWithCheckpoints(self.in_epoch), self._steps, GoOn(self.take_up)],
         )
         self.remove_callback(PrinterCallback)
-        if run["pairs"] or self.smoothing or not self.model_accepts_loss_kwargs:
-            # Its own loss is a mean over a batch: wrong where batches are accumulated.
-            self.compute_loss_func = self._loss_of_tokens
-            self._loss_shifts_labels = not run["pairs"]
+        # Never the model's own, which may be a mean over a batch, or of labels that it does not
+        # shift. `num_items_in_batch` counts the targets of all batches of a step, on all ranks.
+        self.compute_loss_func = self._loss_of_step
+        self._loss_shifts_labels = not run["pairs"]
+        self._summed = losses.summed
+        if run["training"]["torch_compile"]:  # or its float32 logits would be a copy of their own
+            self._summed = torch.compile(losses.summed)
+        self.router: router.Router | None = None
+        self._choices: router.Choices | None = None
 
     @property
     def scratch(self) -> bool:
         return self.planned["weights"] is None
 
-    def run_from(self, checkpoint: saved.Checkpoint | None, turn: saved.Turn) -> None:
-        """Train to the end from a checkpoint, or from the start.
-
-        Raises Stopped where a signal that `interruptions` hears came before the last step.
-        """
-        self._turn = turn
-        if checkpoint is None:
-            self.meter.start()
-            self._write_live([])
-            self.train()
-            return
-        self.resumed_from = checkpoint.step
-        self.meter.start(checkpoint.step, checkpoint.counts, checkpoint.seconds)
-        state = TrainerState.load_from_json(str(checkpoint.folder / "trainer_state.json"))
-        self.args.eval_on_start = self._lacks_validation(state)
-        self._unlogged = checkpoint.unlogged
-        self._write_live(state.log_history)
-        self._set_first(state.log_history, quiet=True)
-        say(f"goes on from the checkpoint at step {checkpoint.step}")
-        if checkpoint.step >= state.max_steps:
-            # Only the results are missing. The trainer would make one step more.
-            self._load_from_checkpoint(str(checkpoint.folder))
-            self.state = state
-        else:
-            self.train(resume_from_checkpoint=str(checkpoint.folder))
-
-    def take_up(self) -> None:
-        """What the last record of the run that this one goes on from did not say yet."""
-        if self._unlogged:
-            self.meter.go_on(self._unlogged)
-            mine = self._unlogged[ranks.rank() % len(self._unlogged)]
-            if len(self._unlogged) == ranks.count():
-                loss = mine["loss"]
-            else:
-                loss = sum(part["loss"] for part in self._unlogged) / len(self._unlogged)
-            self._tr_loss += loss
-            self._globalstep_last_logged = mine["logged"]
-
-    def _lacks_validation(self, state: TrainerState) -> bool:
-        """Whether the run that this one goes on from was stopped before the validation."""
-        done = {record["step"] for record in state.log_history if "validation_loss" in record}
-        step = state.global_step
-        due = "validation" in self.splits and step % int(self.args.eval_steps) == 0
-        return due and step not in done
+    @property
+    def _is_more(self) -> bool:
+        """Whether the loss of training is not that of the next tokens alone."""
+        return self.smoothing > 0 or self.router is not None
 
     # Training
+
+    def balance(self, found: router.Router | None) -> None:
+        """Add a router loss to that of the tokens."""
+        self.router = found
+        if found:
+            self.data_collator.tell_lengths = True
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this rank: `Batches` alone says which, and the loader shares none out."""
@@ -142,6 +110,8 @@ class CacheTrainer(Trainer):
     ) -> tuple[list, Any]:
         with self.meter.waiting():
             batches = list(itertools.islice(epoch_iterator, num_batches))
+        if self.router:
+            self._choices = self._choices_of_step(batches)
         return batches, self._get_num_items_in_batch(batches, device)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
@@ -149,6 +119,7 @@ class CacheTrainer(Trainer):
         self.meter.add(counts)
         self._steps.count(counts["tokens"])
         rows = inputs.pop(NUMBERS, [])
+        self._lengths = inputs.pop(LENGTHS, [])
         loss = super().training_step(model, inputs, *rest, **more)
         self._watch.add_batch(rows, loss)
         return loss
@@ -158,29 +129,38 @@ class CacheTrainer(Trainer):
         self._watch.end_step(self.state.global_step + 1, norm)
         return norm
 
-    def _token_losses(
-        self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0
-    ) -> torch.Tensor:
-        """The loss of each token, flat; 0 where it is no target.
-
-        A causal model predicts a row's own next tokens, so none predicts its first one; a
-        decoder gets the labels one place later.
-        """
-        if not self.planned["pairs"]:
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        return functional.cross_entropy(
-            logits.float().flatten(0, 1),
-            labels.flatten(),
-            ignore_index=IGNORED,
-            reduction="none",
-            label_smoothing=smoothing,
-        )
-
-    def _loss_of_tokens(
+    def _loss_of_step(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any
     ) -> torch.Tensor:
-        losses = self._token_losses(outputs["logits"], labels, self.smoothing)
-        return losses.sum() / num_items_in_batch
+        """What a batch adds to the mean loss of a step's targets."""
+        shifts = not self.planned["pairs"]
+        loss = self._summed(outputs["logits"], labels, shifts, self.smoothing) / num_items_in_batch
+        if self.router is None:
+            return loss
+        inside = router.inside(self._lengths, labels.shape[1], labels.device)
+        step = self._choices or self.router.choices(outputs.router_logits, inside)
+        return loss + self.router.coefficient * self.router.loss(
+            outputs.router_logits, inside, step
+        )
+
+    def _choices_of_step(self, batches: list[dict[str, Any]]) -> router.Choices | None:
+        """What the routers choose in all batches of a step; None where the only one will tell."""
+        if len(batches) == 1 and ranks.count() == 1:
+            return None
+        self.model.train()
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        found = []
+        # With the random numbers that the batches get again when they are trained on.
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            for batch in batches:
+                given = self._prepare_inputs(
+                    {k: v for k, v in batch.items() if k not in (COUNTS, NUMBERS, "labels")}
+                )
+                inside = router.inside(
+                    given.pop(LENGTHS), given["input_ids"].shape[1], self.args.device
+                )
+                found.append(self.router.choices(self.model(**given).router_logits, inside))
+        return router.over_ranks(found)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The validation loss, averaged over every target token of the split."""
@@ -202,11 +182,12 @@ class CacheTrainer(Trainer):
                             break
                     rows = split.rows.__getitems__(list(numbers)) if len(numbers) else [NO_ROW]
                     batch = self.data_collator(rows)
-                    del batch[COUNTS]
+                    for name in (COUNTS, LENGTHS):
+                        batch.pop(name, None)
                     batch = self._prepare_inputs(batch)
                     labels = batch.pop("labels")
-                    losses = self._token_losses(self.model(**batch).logits, labels)
-                    total += losses.double().sum().cpu()
+                    logits, shifts = self.model(**batch).logits, not self.planned["pairs"]
+                    total += losses.of_tokens(logits, labels, shifts).double().sum().cpu()
                     if shown:
                         shown.update(1)
             self.model.train()
@@ -263,7 +244,9 @@ class CacheTrainer(Trainer):
         return {
             "loss": logs["loss"],
             "average_loss": metrics.average(so_far, step - (step - 1) % self.in_epoch - 1),
-            "perplexity": None if self.smoothing else metrics.perplexity(logs["loss"]),
+            "perplexity": None
+            if self.smoothing or self.router
+            else metrics.perplexity(logs["loss"]),
             "learning_rate": logs["learning_rate"],
             # In float16 the loss scaler makes infinite ones, and skips those steps.
             "grad_norm": norm if math.isfinite(norm) else None,
@@ -272,7 +255,7 @@ class CacheTrainer(Trainer):
 
     def epochs(self) -> list[dict[str, Any]]:
         """Summaries of the epochs that are over."""
-        return metrics.epochs(self.state.log_history, self.in_epoch, self.smoothing > 0)
+        return metrics.epochs(self.state.log_history, self.in_epoch, self._is_more)
 
     def _say_epoch(self, record: dict[str, Any]) -> None:
         """At an epoch's end, when its last record is there."""
@@ -322,115 +305,3 @@ class CacheTrainer(Trainer):
 
     def store_flos(self) -> None:
         """Nothing: nobody asks for them, and ranks would wait for each other here."""
-
-    # Checkpoints
-
-    def _maybe_log_save_evaluate(self, *given: Any, **more: Any) -> None:
-        """With checkpoints out of turn: where one is due by the clock, and before a stop."""
-        told, due = self.interruptions.asked()
-        step, steps = self.state.global_step, self.state.max_steps
-        stops = told is not None and step < steps
-        if stops:
-            # It may take long. The run that goes on makes up for it.
-            self.control.should_evaluate = False
-        if due and not stops and self._saved != step:  # at an epoch's end this is called twice
-            self.control.should_save = True
-        super()._maybe_log_save_evaluate(*given, **more)
-        if stops:
-            self._stop(told)
-
-    def _stop(self, told: signal.Signals) -> None:
-        """End the run with a checkpoint of the step that it has come to. Every rank calls this."""
-        step = self.state.global_step
-        there = saved.folder_of(self.args.output_dir, step).exists()
-        if step and not collectives.from_first(there):
-            self._save_checkpoint(self.model_wrapped, None)
-        collectives.from_first(None)  # or torchrun would end the first rank while it writes
-        goes_on = "with a checkpoint; started again, the run goes on from there"
-        raise Stopped(
-            f"stopped by {told.name} after step {step} of {self.state.max_steps}"
-            + (f", {goes_on}" if step else ""),
-            told,
-        )
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return self._run_folder or super()._get_output_dir(trial)
-
-    def _random_states(self) -> dict[str, bytes]:
-        """By file name, the states of all ranks' random numbers."""
-        with tempfile.TemporaryDirectory() as folder:
-            super()._save_rng_state(folder)
-            own = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
-        return {
-            name: state for states in collectives.gathered(own) for name, state in states.items()
-        }
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        # Not each rank its own: a machine may see late what another one put into a folder.
-        for name, state in self._random_states().items():
-            Path(output_dir, name).write_bytes(state)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # By the names that the model has: a checkpoint is loaded by these, and those of files,
-        # which are others where a model keeps its experts together, would be passed over.
-        names = {} if self.planned["lora"] else {"save_original_format": False}
-        self.model.save_pretrained(output_dir, state_dict=state_dict, **names)
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        self._check_names(load_result.unexpected_keys)
-
-    def _check_names(self, unknown: Collection[str]) -> None:
-        """Of weights in a checkpoint that this model lacks."""
-        if unknown:
-            raise UserError(
-                f"{self.args.output_dir}: a checkpoint of another version of this program, whose "
-                "weights would be lost here; remove this folder, and the run begins anew"
-            )
-
-    def _seen_since_record(self) -> list[dict[str, Any]]:
-        """Of each rank. Raises UserError where a loss or gradient was not finite meanwhile."""
-        if bad := self._watch.first_bad(norms=not self.args.fp16):
-            self._check(bad.step, **{bad.what: math.nan})
-        own = {"loss": self._tr_loss.item(), "logged": self._globalstep_last_logged}
-        return collectives.gathered(own | self.meter.unlogged())
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        unlogged = self._seen_since_record()
-        self.interruptions.saved()
-        self._saved = self.state.global_step
-        if not ranks.first():
-            self._random_states()
-            return
-        with self.meter.paused():
-            about = {"key": self.planned["key"], "counts": self.meter.counts,
-                     "seconds": self.meter.seconds, "unlogged": unlogged}  # fmt: skip
-            step, turn = self.state.global_step, self._turn
-            with saved.saving(self.args.output_dir, step, about, turn) as folder:
-                self._run_folder = str(folder.parent)
-                try:
-                    super()._save_checkpoint(model, trial)
-                finally:
-                    self._run_folder = None
-            limit = self.planned["training"]["save_total_limit"]
-            saved.rotate(self.args.output_dir, limit, self._validation_losses())
-
-    def _validation_losses(self) -> dict[int, float]:
-        """By step, but for the one before the first."""
-        return {
-            record["step"]: record["validation_loss"]
-            for record in self.state.log_history
-            if record["step"] and "validation_loss" in record
-        }
-
-    def load_best(self) -> None:
-        """Take the weights of the lowest validation loss."""
-        losses = self._validation_losses()
-        best = saved.best(losses, losses)
-        if best != self.state.global_step:
-            self._load_from_checkpoint(str(saved.whole(self.args.output_dir, best)))
-        self._best = best
-        say(f"the weights are those of step {best}: validation loss {losses[best]:.4f}")
-
-    @property
-    def weights_of_step(self) -> int:
-        return self._best or self.state.global_step
