@@ -113,6 +113,10 @@ def test_a_model_s_training_is_laid_over_the_common_one():
             {"datasets": {"a": {"files": "a", "validation": {"fraction": 0.1, "files": "b"}}}},
         ),
         ("datasets.a: split does nothing with files", {"datasets": {"a": TEXT | {"split": "dev"}}}),
+        (
+            "split: dev} is what is trained on",
+            {"datasets": {"a": {"hub": "d", "split": "dev", "validation": {"split": "dev"}}}},
+        ),
         ("name does nothing with files", {"datasets": {"a": TEXT | {"name": "en"}}}),
         ("num_shards does nothing with files", {"datasets": {"a": TEXT | {"num_shards": 2}}}),
         ("format does nothing with hub", {"datasets": {"a": {"hub": "d", "format": "csv"}}}),

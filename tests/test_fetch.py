@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from datafiles import fails
 
-from tokencache import documents, fetch, fingerprint, machine, sources
+from tokencache import documents, fetch, hub_data, machine, sources
 from tokencache.config import Dataset
 from tokencache.errors import UserError
 from tokencache.files import hash_file
@@ -50,9 +50,10 @@ def wanted(path, split="train", num_shards=4, name=None):
     """The plan's entry."""
     reference = Reference(path=str(path))
     return {
-        "identity": fingerprint.identity(reference, lambda files: list(map(hash_file, files)))
+        "identity": hub_data.identity(reference, lambda files: list(map(hash_file, files)))
         if os.path.exists(path)
         else [],
+        "reading": hub_data.reading(),
         "key": "k", "dataset": "qa", "name": name, "split": split, "num_shards": num_shards,
         "reference": {"path": str(path), "hub": None, "revision": None},
     }  # fmt: skip
@@ -79,6 +80,65 @@ def test_rows_are_those_of_the_data_set_in_order(tmp_path, kind):
     assert texts == [row["text"] for row in ROWS]
     assert messages == [row["messages"] for row in ROWS]
     assert sizes == [6, 6, 6, 5]
+
+
+CARD = """---
+license: mit
+configs:
+- config_name: default
+  data_files: {}
+---
+# A data set
+"""
+
+
+def test_a_description_that_names_files_is_part_of_what_a_folder_is(tmp_path):
+    folder = folder_of(tmp_path)
+    found = [wanted(folder)["identity"]]
+    for name in ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"):
+        (folder / "README.md").write_text(CARD.format(name))
+        found.append(wanted(folder)["identity"])
+        fetch.fetch(wanted(folder, num_shards=1), tmp_path / name)
+        ((piece, digest),) = pieces(tmp_path / name, 1)
+        (table,) = sources.read_text(piece, ["text"], digest)
+        half = ROWS[:11] if name.startswith("train-00000") else ROWS[11:]
+        assert table["text"].to_pylist() == [row["text"] for row in half]
+    (folder / ".huggingface.yaml").write_text("configs: [{config_name: a, data_files: '*.jsonl'}]")
+    found.append(wanted(folder)["identity"])
+    assert len({json.dumps(one) for one in found}) == 4
+    # What it says to people, and about other things, decides nothing.
+    text = CARD.format("train-00001-of-00002.jsonl").replace("mit", "other") + "More.\n"
+    (folder / ".huggingface.yaml").unlink()
+    (folder / "README.md").write_text(text)
+    (folder / ".gitattributes").write_text("x")
+    assert wanted(folder)["identity"] == found[2]
+
+
+@pytest.mark.parametrize("name", [".hidden/a.jsonl", "../a.jsonl"])
+def test_files_of_which_no_change_would_be_seen_are_refused(tmp_path, name):
+    folder = folder_of(tmp_path)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text('{"text": "a"}\n')
+    (folder / "README.md").write_text(CARD.format(name))
+    said = ["datasets.qa.hub: the README.md of ", "a.jsonl, which is hidden or elsewhere"]
+    fails(lambda: fetch.fetch(wanted(folder), tmp_path / "k"), *said)
+    assert not (tmp_path / "k").exists()
+
+
+def test_a_folder_with_links_is_read(tmp_path):
+    folder = folder_of(tmp_path)
+    (tmp_path / "link").symlink_to(folder)
+    blob = folder / "train-00001-of-00002.jsonl"
+    blob.rename(tmp_path / "blob")
+    blob.symlink_to(tmp_path / "blob")
+    fetch.fetch(wanted(tmp_path / "link", num_shards=1), tmp_path / "k")
+    ((piece, _),) = pieces(tmp_path / "k", 1)
+    assert piece.stop
+
+
+def test_who_reads_otherwise_than_the_plan_is_for_says_so(tmp_path):
+    entry = wanted(folder_of(tmp_path)) | {"reading": "0" * 32}
+    fails(lambda: fetch.fetch(entry, tmp_path / "k"), "datasets.qa: `datasets` reads files other")
 
 
 WEIGHTS = """

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 from conftest import make_tokenizer
 from transformers.utils import chat_template_utils
 from workflow import TINY, rows, write_rows
 
-from tokencache import cli, documents, jobs, rendering, why
+from tokencache import cli, documents, hub_data, jobs, rendering, why
 from tokencache.config import load
 from tokencache.errors import UserError
 from tokencache.files import write_json
@@ -121,3 +122,54 @@ def test_a_job_that_renders_otherwise_than_the_plan_is_for_says_so(plan):
     assert sum(len(batch.texts) for batch in documents.render(recipe, piece, digest)) == 20
     with pytest.raises(UserError, match="rendered otherwise here than where the plan was made"):
         list(documents.render(recipe | {"rendering": "0" * 32}, piece, digest))
+
+
+# Data sets that `datasets` reads
+
+HUB = {"files": None, "hub": "hub", "num_shards": 2}
+
+
+def test_a_release_of_datasets_makes_stale_what_it_reads_otherwise(plan, folder, monkeypatch):
+    write_rows(folder / "hub/a.jsonl", rows(5))
+    before = key(plan(HUB))
+    reading = hub_data.reading
+    monkeypatch.setattr(hub_data, "version", lambda name: "99")
+    assert key(plan(HUB)) == before
+    monkeypatch.setattr(hub_data, "version", lambda name: "100")
+    monkeypatch.setattr(hub_data, "reading", lambda: reading() + "otherwise")
+    assert key(plan(HUB)) != before
+
+
+def test_how_values_are_read_is_seen(monkeypatch):
+    before, read = hub_data.reading(), datasets.load_dataset
+    assert hub_data.reading() == before
+
+    def other(*given, **more):
+        found = read(*given, **more)
+        if "f" not in found.column_names:
+            return found
+        return found.cast_column("f", datasets.Value("float32"))
+
+    monkeypatch.setattr(datasets, "load_dataset", other)
+    assert hub_data.reading() != before
+
+
+def test_a_description_in_a_folder_is_part_of_the_key(plan, folder):
+    write_rows(folder / "hub/a.jsonl", rows(5))
+    write_rows(folder / "hub/b.jsonl", rows(7))
+    found = {key(plan(HUB))}
+    for name in ("a.jsonl", "b.jsonl"):
+        card = f"---\nconfigs:\n- config_name: default\n  data_files: {name}\n---\n"
+        (folder / "hub/README.md").write_text(card)
+        found.add(key(plan(HUB)))
+        (folder / "hub/README.md").write_text(f"{card}\n# For people\n")
+        found.add(key(plan(HUB)))
+    assert len(found) == 3
+
+
+def test_a_folder_that_the_workflow_writes_into_is_no_data_set(plan, folder):
+    write_rows(folder / "hub/a.jsonl", rows(5))
+    for own in ({"cache": "hub/cache"}, {"results": "hub/results"}):
+        with pytest.raises(UserError, match=r"datasets\.qa\.hub: this workflow writes to hub/"):
+            plan(HUB, **own)
+    plan(HUB, cache="hub/.cache")

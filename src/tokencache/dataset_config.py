@@ -168,6 +168,10 @@ class Dataset(Section):
             raise ValueError("validation: {split: …} needs hub; files need validation: {files: …}")
         if self.validation and self.validation.files and self.hub is not None:
             raise ValueError("validation: {files: …} needs files; for a hub data set give a split")
+        if self.validation and self.validation.split == self.split:
+            raise ValueError(
+                f"validation: {{split: {self.split}}} is what is trained on; give another split"
+            )
         return self
 
     def _check_words(self) -> None:

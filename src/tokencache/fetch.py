@@ -11,11 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from . import machine, manifest, sources
+from . import hub_data, machine, manifest, sources
 from .errors import UserError
-from .files import published, read_json, write_json
-from .fingerprint import check_identity
+from .files import hash_file, published, read_json, write_json
+from .fingerprint import check_same
 from .progress import Progress, growing
+from .references import Reference
 from .sources import Piece, Source
 
 FETCHED = "fetched.json"
@@ -33,13 +34,25 @@ def fetch(wanted: dict[str, Any], folder: Path) -> None:
     """
     reference = wanted["reference"]
     where = f"datasets.{wanted['dataset']}"
+    if wanted["reading"] != hub_data.reading():
+        raise UserError(
+            f"{where}: `datasets` reads files otherwise than where the plan was made: it, pandas "
+            "or pyarrow is another version now; run snakemake again"
+        )
     # What `datasets` remembers of a folder goes by the files' times, not by their contents.
     scratch = tempfile.TemporaryDirectory() if reference["path"] else nullcontext()
     with scratch as cache:
         data = _loaded(wanted, where, cache)
         if reference["path"]:
-            check_identity(reference, wanted["identity"], where)
+            _check(wanted, where)
         _write(data, wanted["num_shards"], folder)
+
+
+def _check(wanted: dict[str, Any], where: str) -> None:
+    """Raises UserError where a folder holds other files than the plan is for."""
+    path = wanted["reference"]["path"]
+    found = hub_data.identity(Reference(path=path), lambda files: list(map(hash_file, files)))
+    check_same(found, wanted["identity"], path, where)
 
 
 def _loaded(wanted: dict[str, Any], where: str, cache: str | None) -> Any:
@@ -48,6 +61,12 @@ def _loaded(wanted: dict[str, Any], where: str, cache: str | None) -> Any:
     reference, chosen = wanted["reference"], machine.settings()
     datasets.disable_progress_bars()
     try:
+        if reference["path"]:
+            named = datasets.load_dataset_builder(
+                reference["path"], wanted["name"], cache_dir=cache
+            ).config.data_files
+            files = [file for of_split in (named or {}).values() for file in of_split]
+            hub_data.check_files(files, reference["path"], wanted["identity"], where)
         with growing(f"load {wanted['dataset']}", *_filled(reference, cache)):
             return datasets.load_dataset(
                 reference["path"] or reference["hub"],

@@ -146,7 +146,7 @@ class _Finder:
         if folder not in self._left_out:
             above, name = os.path.split(folder)
             real = os.path.realpath(folder)
-            own = any(real == path or _is_below(real, path) for path in self._own)
+            own = any(is_in(real, path) for path in self._own)
             below = folder != self._root and folder not in ("", ".", os.sep)
             self._left_out[folder] = own or (below and self._is_other(above or ".", name))
         return self._left_out[folder]
@@ -172,6 +172,12 @@ def _root(pattern: str) -> str:
     parts = pattern.split(os.sep)
     first = next(n for n, part in enumerate(parts) if glob.has_magic(part))
     return os.sep.join(parts[:first]) or (os.sep if os.path.isabs(pattern) else ".")
+
+
+def is_in(path: str, folder: str) -> bool:
+    """Whether a path is a folder, or in it, wherever both really are."""
+    path, folder = os.path.realpath(path), os.path.realpath(folder)
+    return path == folder or _is_below(path, folder)
 
 
 def _is_below(path: str, folder: str) -> bool:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
@@ -25,7 +24,6 @@ from .errors import UserError
 from .files import KEY_DIGITS, hash_file
 from .index import Index
 from .progress import Progress
-from .references import Reference
 from .sources import Piece, Source
 
 # Raise when the same bytes are cut at other places than before.
@@ -174,31 +172,6 @@ def _cut_units(source: Source, shard_size: int) -> list[Shard]:
             cuts.append(Shard(key, piece, gathered))
             start, gathered = number + 1, 0
     return cuts
-
-
-def identity(wanted: Reference, digests: Callable[[list[str]], list[str]]) -> list[Any]:
-    """What a reference's bytes are: the commit, or the names and hashes of a folder's files.
-
-    Hidden files and folders, and texts for people, decide nothing.
-    """
-    if wanted.hub:
-        return [wanted.hub, wanted.revision]
-    root = Path(wanted.path)
-    files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
-    names = [file.relative_to(root) for file in files]
-    chosen = [
-        (str(name), str(file))
-        for name, file in zip(names, files, strict=True)
-        if not any(part.startswith(".") for part in name.parts) and file.suffix != ".md"
-    ]
-    found = digests([file for _, file in chosen])
-    return [[name, digest] for (name, _), digest in zip(chosen, found, strict=True)]
-
-
-def check_identity(reference: dict[str, Any], planned: list[Any], where: str) -> None:
-    """Raises UserError where a reference's bytes are not those that the plan is for."""
-    found = identity(Reference(**reference), lambda files: [hash_file(file) for file in files])
-    check_same(found, planned, reference["path"], where)
 
 
 def check_same(found: list[Any], planned: list[Any], path: str, where: str) -> None:

@@ -12,21 +12,18 @@ from . import (
     chat,
     documents,
     fingerprint,
-    recognize,
     rendering,
     run_keys,
-    sources,
     tokenizers,
     train_tokenizer,
 )
 from . import weights as model_weights
 from .config import Config, Dataset, TokenizerTraining
+from .data_sets import DataSets
 from .errors import UserError
 from .files import key_of
-from .finding import check_once
-from .fingerprint import Shard
 from .index import Index
-from .plan import INDEX, Plan, fetched_path, own_folders, target_path, tokenizer_path
+from .plan import INDEX, Plan, fetched_path, target_path, tokenizer_path
 from .references import Reference, reference
 
 # Raise when the same inputs give a cache of other bytes.
@@ -49,8 +46,9 @@ class _Resolver:
     def __init__(self, config: Config, index: Index) -> None:
         self.config = config
         self.index = index
-        self.shards: dict[str, dict[str, Any]] = {}
-        self.columns: dict[tuple[str, str], list[str]] = {}
+        self.data_sets = DataSets(config, index)
+        self.shards = self.data_sets.shards
+        self.fetches = self.data_sets.fetches
         self.recipes: dict[str, dict[str, Any]] = {}
         self.tokens: dict[str, dict[str, Any]] = {}
         self.token_sets: dict[str, dict[str, Any]] = {}
@@ -58,13 +56,7 @@ class _Resolver:
         self._token_sets_made: dict[tuple[str, str, str], str] = {}
         self._parts_of: dict[str, int] = {}
         self.tokenizers: dict[str, dict[str, Any]] = {}
-        self.fetches: dict[str, dict[str, Any]] = {}
-        self.sources: dict[str, dict[str, list[dict[str, Any]]]] = {}
-        self._dataset_shards: dict[str, dict[str, list[str]]] = {}
-        self._datasets: dict[str, Dataset] = {}
-        self._first_source: dict[str, sources.Source] = {}
         self._facts: dict[tuple[str, bool], dict[str, Any]] = {}
-        self._identities: dict[Reference, list[Any]] = {}
         self._renderings: dict[str, str] = {}
         self._weights: dict[tuple[Reference, bool], list[Any]] = {}
 
@@ -81,7 +73,7 @@ class _Resolver:
             "id": time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3),
             "config": self.config.shown(),
             "shards": self.shards,
-            "sources": self.sources,
+            "sources": self.data_sets.sources,
             "recipes": self.recipes,
             "tokens": self.tokens,
             "token_sets": self.token_sets,
@@ -91,116 +83,6 @@ class _Resolver:
             "runs": runs,
             "batches": batches.batches(self.config, self.token_sets, self.tokens, self.shards),
         }
-
-    # Sources
-
-    def shards_of(self, name: str) -> dict[str, list[str]]:
-        """Names of the shards of a data set's splits (train, validation), in order."""
-        if name not in self._dataset_shards:
-            dataset = self.config.datasets[name]
-            found = self._hub_files if dataset.hub else self._files
-            self.sources[name] = found(name, dataset)
-            self._dataset_shards[name] = {
-                split: [shard for file in files for shard in file["shards"]]
-                for split, files in self.sources[name].items()
-            }
-        return self._dataset_shards[name]
-
-    def dataset(self, name: str) -> Dataset:
-        """A data set's section; its `document` by its columns, where nothing says it."""
-        if name not in self._datasets:
-            found = self.config.datasets[name]
-            if found.is_to_be_recognized:
-                self.shards_of(name)
-                there = self.columns[name, "train"]
-                found = recognize.recognized(name, found, there, self._first_source[name])
-            self._datasets[name] = found
-        return self._datasets[name]
-
-    def _files(self, name: str, dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
-        """The files of each split with the names of their shards, in order."""
-        splits = {"train": (f"datasets.{name}.files", dataset.files)}
-        if dataset.validation and dataset.validation.files:
-            key = f"datasets.{name}.validation.files"
-            splits["validation"] = (key, dataset.validation.files)
-        how = dataset.format, dataset.sample_by
-        own = own_folders(self.config.cache, self.config.results)
-        groups_of = {
-            split: sources.find(patterns, key, *how, split, own)
-            for split, (key, patterns) in splits.items()
-        }
-        check_once({splits[split][0]: groups for split, groups in groups_of.items()})
-        found = {}
-        for split, groups in groups_of.items():
-            key = splits[split][0]
-            flat = [source for group in groups for source in group]
-            cuts, columns = fingerprint.shards(flat, self.config.shard_size, self.index, name)
-            if not any(cuts):
-                raise UserError(f"{key}: the data set is empty: {_names(flat)} hold no data")
-            self.columns[name, split] = list(dict.fromkeys(c for names in columns for c in names))
-            self._first_source.setdefault(name, flat[0])
-            by_source = dict(zip(flat, cuts, strict=True))
-            found[split] = []
-            for group in groups:
-                # What a glob or a folder finds is ordered by content: a rename changes nothing.
-                for source in sorted(group, key=lambda s: [cut.key for cut in by_source[s]]):
-                    shards = [self._shard(shard) for shard in by_source[source]]
-                    found[split].append({"path": source.path, "shards": shards})
-        return found
-
-    def _shard(self, shard: Shard) -> str:
-        source = shard.piece.source
-        name = key_of([shard.key, source.format, source.compression, source.sampling])
-        # Of files that share a piece, one is read; `sources` says where it lies in each.
-        if name not in self.shards:
-            self.shards[name] = asdict(source) | {
-                "key": shard.key,
-                "start": shard.piece.start,
-                "stop": shard.piece.stop,
-                "bytes": shard.bytes,
-            }
-        return name
-
-    def _hub_files(self, name: str, dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
-        wanted = reference(dataset.hub, f"datasets.{name}.hub")
-        splits = {"train": dataset.split}
-        if dataset.validation and dataset.validation.split:
-            splits["validation"] = dataset.validation.split
-        found = {}
-        for split, hub_split in splits.items():
-            identity = self._identity(wanted)
-            made_of = ["hub", identity, dataset.name, hub_split, dataset.num_shards]
-            key = key_of(made_of)
-            folder = fetched_path(self.config.cache, key)
-            self.fetches[folder] = {
-                "key": key,
-                "dataset": name,
-                "reference": wanted.model_dump(),
-                "identity": identity,
-                "name": dataset.name,
-                "split": hub_split,
-                "num_shards": dataset.num_shards,
-            }
-            found[split] = []
-            for number in range(dataset.num_shards):
-                shard = key_of([key, number])
-                self.shards[shard] = {
-                    "key": shard,
-                    "path": f"{folder}/{number:05d}.arrow",
-                    "fetched": folder,
-                    "format": "arrow",
-                    "compression": None,
-                    "sample_by": "line",
-                    "bytes": None,  # not known before it is fetched
-                }
-                found[split].append({"path": self.shards[shard]["path"], "shards": [shard]})
-        return found
-
-    def _identity(self, wanted: Reference) -> list[Any]:
-        if wanted not in self._identities:
-            found = fingerprint.identity(wanted, lambda f: fingerprint.file_digests(f, self.index))
-            self._identities[wanted] = found
-        return self._identities[wanted]
 
     # Tokenizers
 
@@ -251,7 +133,7 @@ class _Resolver:
             raise UserError(f"tokenizers.{name}.{error}") from None
         texts = []
         for dataset_name in settings.dataset:
-            dataset = self.dataset(dataset_name).wholly_trained()
+            dataset = self.data_sets.dataset(dataset_name).wholly_trained()
             where = f"tokenizers.{name}"
             template = chat.template_text(dataset.document.chat_template)
             used = facts | ({"chat_template": template} if template is not None else {})
@@ -259,7 +141,7 @@ class _Resolver:
                 self._recipe(where, dataset_name, dataset, used, side)
                 for side in documents.sides(dataset)
             ]
-            for shard in self.shards_of(dataset_name)["train"]:
+            for shard in self.data_sets.shards_of(dataset_name)["train"]:
                 texts += [[recipe, shard] for recipe in recipes]
         made_of = train_tokenizer.made_of(settings.model_dump())
         key = key_of(["trained tokenizer", made_of, texts])
@@ -275,7 +157,7 @@ class _Resolver:
     def _recipe(
         self, where: str, name: str, dataset: Dataset, facts: dict[str, Any], side: str | None
     ) -> str:
-        self.shards_of(name)
+        self.data_sets.shards_of(name)
         try:
             about = (facts["chat_template"], facts["special_tokens"])
             recipe = documents.recipe(dataset, *about, side)
@@ -284,7 +166,7 @@ class _Resolver:
         if recipe["form"] == "messages":
             recipe["rendering"] = self._rendering(recipe)
         for split, files in dataset.files_by_split.items():
-            there = self.columns.get((name, split))
+            there = self.data_sets.columns.get((name, split))
             for column in documents.needed_columns(recipe):
                 if there and column not in there:
                     raise UserError(
@@ -311,7 +193,7 @@ class _Resolver:
         """The token shards of a data set (of its source or target, where it has these) for a
         model: the same set for models that share a tokenizer (and, for chat, a template)."""
         if (model, name, side) not in self._token_set_of:
-            facts, dataset = self.facts_of(model), self.dataset(name)
+            facts, dataset = self.facts_of(model), self.data_sets.dataset(name)
             facts = facts | {"chat_template": self._chat_template(model, dataset)}
             recipe = self._recipe(f"models.{model}", name, dataset, facts, side)
             made_of = (facts["key"], recipe, name)
@@ -322,7 +204,7 @@ class _Resolver:
 
     def _new_token_set(self, tokenizer: str, recipe: str, name: str) -> str:
         splits = {}
-        for split, shards in self.shards_of(name).items():
+        for split, shards in self.data_sets.shards_of(name).items():
             splits[split] = []
             for shard in shards:
                 key = key_of(["tokens", tokenizer, recipe, shard])
@@ -342,7 +224,7 @@ class _Resolver:
     # Caches and runs
 
     def _cache(self, model: str, name: str, max_length: int) -> tuple[str, dict[str, Any]]:
-        dataset = self.dataset(name)
+        dataset = self.data_sets.dataset(name)
         facts = self.facts_of(model)
         specials = len(facts["prefix"]) + len(facts["suffix"])
         if not dataset.document.is_chat and max_length <= specials:
@@ -401,7 +283,7 @@ class _Resolver:
             where = f"models.{model}.weights"
             weights = reference(settings.weights, where)
             identity = self._weights_identity(weights, settings.trust_remote_code, where)
-        document = self.dataset(cache["dataset"]).document
+        document = self.data_sets.dataset(cache["dataset"]).document
         run = {
             "model": model,
             "dataset": cache["dataset"],
@@ -411,7 +293,7 @@ class _Resolver:
             "rows_key": cache["rows_key"],
             "tokenizer": cache["tokenizer"],
             "chat": document.is_chat,
-            "chat_template": self._chat_template(model, self.dataset(cache["dataset"])),
+            "chat_template": self._chat_template(model, self.data_sets.dataset(cache["dataset"])),
             "weights": weights.model_dump() if weights else None,
             "weights_identity": identity,
             "weights_folder": self._weights_folder(model, weights, identity),
@@ -442,7 +324,3 @@ class _Resolver:
         folder = fetched_path(self.config.cache, key)
         self.fetches[folder] = {"key": key, "model": model, "reference": weights.model_dump()}
         return folder
-
-
-def _names(found: list[sources.Source]) -> str:
-    return ", ".join(source.path for source in found[:3]) + (", …" if len(found) > 3 else "")
