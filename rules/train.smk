@@ -34,7 +34,8 @@ rule train:
         within=train_within,
     shell:
         # A signal to all processes of a job is for the training alone, and neither for what
-        # waits for it nor for its log.
-        "trap '' TERM USR1; "
+        # waits for it nor for its log. `trap :` lets the training have it from its first moment,
+        # while what a shell ignores is ignored by all that it starts.
+        "trap : TERM USR1; "
         "tokencache train --plan {params.plan:q} --threads {threads} {params.within:q} {output:q} 2>&1"
-        " | tee {log:q}"
+        " | (trap '' TERM USR1; exec tee {log:q})"

@@ -201,6 +201,13 @@ OLD = {
 }  # fmt: skip
 
 
+def test_a_rate_below_the_end_of_its_schedule():
+    refused(
+        "training of models.one: learning_rate: 1e-07 is not above 1e-07",
+        training={"lr_scheduler_type": "polynomial", "learning_rate": 1e-7},
+    )
+
+
 def test_what_decides_a_run():
     def of(packed=False, **training):
         return decisive(Training(**training).model_dump(), packed)

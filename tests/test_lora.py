@@ -97,6 +97,9 @@ def test_merged_weights_are_the_adapted_ones(cache, tokenizer, weights, tmp_path
     base = AutoModelForCausalLM.from_pretrained(weights("llama"))
     adapted = PeftModel.from_pretrained(base, out / "adapter").eval()
     assert first_loss(adapted) == pytest.approx(loss, rel=1e-5)
+    tensors = load_file(out / "adapter/adapter_model.safetensors").values()
+    facts = json.loads((out / "run.json").read_text())
+    assert facts["trained_parameters"] == sum(tensor.numel() for tensor in tensors) > 0
     # What was not adapted is as it was, and can be fine-tuned on.
     before = load_file(weights("llama") / "model.safetensors")
     after = load_file(out / "model.safetensors")

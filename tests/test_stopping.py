@@ -1,22 +1,29 @@
 """Runs that are told to stop, checkpoints by the clock, and the best of them."""
 
+import ast
+import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 from snakemake.jobs import ResourceList
+from snakemake.utils import QuotedFormatter
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from test_train import start, wait_until
 from training import deterministic, make_cache, make_run, records, refused, stop_at, trained
 from transformers import AutoModelForCausalLM
 
 from tokencache import checkpoints as saved
-from tokencache import slurm
+from tokencache import lease, slurm
 from tokencache.collate import Collator
 from tokencache.errors import Stopped
+from tokencache.plan import building_path
 from tokencache.stopping import Interruptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -115,6 +122,24 @@ def test_checkpoints_by_the_clock(undisturbed, tmp_path, monkeypatch):
     assert resumed_from(tmp_path) == 3
 
 
+def test_a_run_that_goes_on_looks_as_often_as_it_is_told_now(
+    cache, tokenizer, tmp_path, monkeypatch
+):
+    often = {"save_steps": 3, "logging_steps": 4, "eval_steps": 4}
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        stop_at(patch, 3)
+        trained(make_run(cache, tokenizer, max_steps=12, **often), tmp_path)
+    often = {"save_steps": 5, "logging_steps": 2, "eval_steps": 7}
+    run = make_run(cache, tokenizer, max_steps=12, **often)
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        stop_at(patch, 5)
+        trained(run, tmp_path)
+    out = trained(run, tmp_path)
+    found = records(out)
+    assert [r["step"] for r in found if "loss" in r] == [1, 3, 4, 5, 6, 7, 8, 10, 12]
+    assert [r["step"] for r in found if "validation_loss" in r] == [0, 7, 12]
+
+
 def test_when_a_checkpoint_is_due():
     assert Interruptions(None).asked() == (None, False)
     soon = Interruptions(1e-9)
@@ -186,3 +211,66 @@ def test_the_best_needs_a_validation(tokenizer, tmp_path):
     cache = make_cache(tmp_path / "cache", validation=0)
     run = make_run(cache, tokenizer, load_best_model_at_end=True)
     assert "load_best_model_at_end: " in refused(run, tmp_path)
+
+
+# Stands for a training that is told to stop.
+TOLD = """#!/bin/bash
+trap 'echo told; exit 143' TERM
+echo started
+while :; do sleep 0.05; done
+"""
+
+
+def shell_line(rule, **values):
+    """A rule's shell line as snakemake runs it."""
+    text = (Path(__file__).parents[1] / f"rules/{rule}.smk").read_text().partition("shell:")[2]
+    lines = (line.strip() for line in text.splitlines())
+    literal = "".join(ast.literal_eval(line) for line in lines if line.startswith('"'))
+    return "set -euo pipefail; " + QuotedFormatter().format(literal, **values)
+
+
+def test_a_signal_reaches_a_training_from_its_first_moment(tmp_path):
+    """A shell that ignores signals would start one that can't hear them."""
+    (tmp_path / "tokencache").write_text(TOLD)
+    (tmp_path / "tokencache").chmod(0o755)
+    log = tmp_path / "log"
+    line = shell_line("train", params=SimpleNamespace(plan="plan", within=""), threads=1,
+                      output="out", log=str(log))  # fmt: skip
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    job = subprocess.Popen(
+        ["bash", "-c", line], start_new_session=True, env=os.environ | {"PATH": path},
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: log.exists() and "started" in log.read_text())
+        os.killpg(job.pid, signal.SIGTERM)
+        assert job.wait(20) == 128 + signal.SIGTERM
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+    assert log.read_text().endswith("told\n")
+
+
+def test_a_signal_ends_a_job_that_waits_for_another(tmp_path):
+    """Also where what started it ignores signals."""
+    names = ("shards", "tokens", "token_sets", "tokenizers", "fetches", "caches", "runs", "batches")
+    config = {"cache": "cache", "results": "results"}
+    plan, target = tmp_path / "plan.json", tmp_path / "results/one/qa/32-0123456789ab"
+    plan.write_text(json.dumps({"id": "some", "config": config} | {name: {} for name in names}))
+    about = {"host": "elsewhere", "pid": 7}
+    taken = lease.take(building_path(target), about)
+    with lease.held(taken):
+        words = ["train", "--plan", str(plan), str(target)]
+        job = subprocess.Popen(
+            [sys.executable, "-m", "tokencache", *words],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+        )
+        try:
+            said = itertools.takewhile(lambda line: "waiting until it ends" not in line, job.stderr)
+            assert "Traceback" not in "".join(said)
+            job.send_signal(signal.SIGTERM)
+            assert job.wait(20) == -signal.SIGTERM
+        finally:
+            job.kill()

@@ -326,6 +326,14 @@ def test_a_full_disk(function, error, cache, tokenizer, tmp_path, monkeypatch):
     assert [f.name for f in (tmp_path / ".out.checkpoints").iterdir()] == ["metrics.jsonl"]
 
 
+@pytest.mark.parametrize("warmup", [4, 6])
+def test_a_run_that_only_warms_up(warmup, cache, tokenizer, tmp_path):
+    run = make_run(cache, tokenizer, lr_scheduler_type="polynomial", warmup_steps=warmup,
+                   max_steps=4, logging_steps=1)  # fmt: skip
+    found = [r["learning_rate"] for r in records(trained(run, tmp_path)) if "loss" in r]
+    assert found == pytest.approx([0.01 * step / warmup for step in range(4)])
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run(cache, tokenizer, tmp_path):
     run = make_run(cache, tokenizer, learning_rate=1e30, warmup_ratio=0, max_grad_norm=0)
     message = refused(run, tmp_path)

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
 # Nothing that loads NumPy or another library that reads its number of threads at its start.
-from . import __version__, machine, ranks, slurm
+from . import __version__, machine, ranks, signals, slurm
 from .errors import UserError
 from .files import DISK_FULL
 from .operate import VERBS
@@ -74,6 +74,8 @@ def run(arguments: argparse.Namespace) -> int | None:
 
         print(summary.table(Plan.read(arguments.plan) if arguments.plan else Plan.newest()))
         return None
+    if arguments.command == "train":
+        signals.listen()  # from the start, for it may wait for others, and imports take seconds
     plan = Plan.read(arguments.plan)
     chosen = machine.settle(arguments.command, arguments.threads)
     # Of several processes, the one that starts the others speaks and looks for all.

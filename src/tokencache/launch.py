@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from . import images, machine, ranks, slurm
+from . import images, machine, ranks, signals, slurm
 from .errors import UserError
 
 PATIENCE = 300  # seconds in which all nodes must have started their processes
@@ -82,7 +82,8 @@ def _srun(call: Call) -> None:
     ]  # fmt: skip
     if call.within:
         command += ["--within", call.within]
-    status = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
+    with signals.left_to_others():  # SLURM sends them to the ranks, for which srun waits
+        status = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
     if status:
         raise UserError(f"a node failed (srun ended with status {status}); what it said is above")
 

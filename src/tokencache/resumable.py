@@ -62,7 +62,12 @@ class ResumableTrainer(Trainer):
             self.train(resume_from_checkpoint=str(checkpoint.folder))
 
     def take_up(self) -> None:
-        """What the last record of the run that this one goes on from did not say yet."""
+        """What the last record of the run that this one goes on from did not say yet.
+
+        How often there are records, validations and checkpoints is this run's own, and not that
+        of the one that it goes on from.
+        """
+        self.state.compute_steps(self.args, self.state.max_steps)
         if self._unlogged:
             self.meter.go_on(self._unlogged)
             mine = self._unlogged[ranks.rank() % len(self._unlogged)]

@@ -13,16 +13,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from . import collectives
-
-# What schedulers send before they take a job's machine away. Ctrl-C stops at once.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
-
-def listen() -> None:
-    """Let signals end this process where the shell of its job leaves them to it."""
-    for number in SIGNALS:
-        if signal.getsignal(number) == signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+from .signals import SIGNALS
 
 
 class Interruptions:

@@ -33,7 +33,7 @@ from . import (
     ranks,
     router,
     sharded,
-    stopping,
+    signals,
     translation,
 )
 from . import checkpoints as saved
@@ -66,7 +66,7 @@ def train(run: dict[str, Any], out: Path, checkpoints: Path) -> None:
     where another process took this one, which was held up, for dead. Raises Stopped, with
     a checkpoint, where SIGTERM or SIGUSR1 came before the last step.
     """
-    stopping.listen()
+    signals.listen()
     _quiet()
     turn = saved.Turn(out)
     with collectives.group():
@@ -177,8 +177,8 @@ def _splits(run: dict[str, Any]) -> dict[str, Split]:
 
 
 SAME_NAME = (
-    "num_train_epochs", "max_steps", "per_device_eval_batch_size", "learning_rate",
-    "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed", "logging_steps", "save_steps",
+    "num_train_epochs", "max_steps", "per_device_eval_batch_size", "learning_rate", "weight_decay",
+    "max_grad_norm", "seed", "logging_steps", "save_steps",
     "adam_beta1", "adam_beta2", "adam_epsilon",
 )  # fmt: skip
 
@@ -188,15 +188,20 @@ def _arguments(
 ) -> TrainingArguments:
     training, cuda = run["training"], torch.cuda.is_available()
     schedule, validate = batches.schedule(training), "validation" in splits
+    # A ratio of 1.0 would be read as one step.
+    warmup = training["warmup_steps"] or math.ceil(training["warmup_ratio"] * schedule.total)
+    # Of a run that only warms up nothing is left to decay over, by which polynomial would divide.
+    rate = training["lr_scheduler_type"]
+    if rate == "polynomial" and warmup >= schedule.total:
+        rate = "constant_with_warmup"
     arguments = TrainingArguments(
         output_dir=str(folder),
         **{name: training[name] for name in SAME_NAME},
         **chosen.arguments(training["torch_compile"]),
         per_device_train_batch_size=batches.rows or 1,
         gradient_accumulation_steps=batches.times,
-        # A ratio of 1.0 would be read as one step.
-        warmup_steps=training["warmup_steps"]
-        or math.ceil(training["warmup_ratio"] * schedule.total),
+        lr_scheduler_type=rate,
+        warmup_steps=warmup,
         # Or it asks for a GPU.
         use_cpu=not cuda and (chosen.precision == "bfloat16" or ranks.count() > 1),
         activation_checkpointing=training["gradient_checkpointing"],
@@ -260,7 +265,8 @@ def _write_results(
     folder: Path, run: dict[str, Any], trainer: CacheTrainer, chosen: Hardware
 ) -> None:
     """Weights or the adapter, tokenizer, metrics.jsonl, plots, run.json and other records."""
-    records = trainer.state.log_history
+    records, by_epoch = trainer.state.log_history, trainer.epochs()
+    facts = _facts(run, trainer, chosen.precision, by_epoch)  # of a model that is not merged yet
     adapters.save(trainer.model, folder, run)
     for file in sorted(Path(run["tokenizer"]).iterdir()):
         if file.is_file() and file.name not in NOT_THE_TOKENIZER and not file.name.startswith("."):
@@ -273,8 +279,7 @@ def _write_results(
     title = f"{run['model']} on {run['dataset']}, max_length {run['max_length']}"
     metrics.plot_losses(folder / "loss.svg", records, title)
     metrics.plot_rates(folder / "throughput.svg", records, title)
-    by_epoch = trainer.epochs()
-    write_json(folder / "run.json", _facts(run, trainer, chosen.precision, by_epoch))
+    write_json(folder / "run.json", facts)
     meter = trainer.meter
     seconds = meter.seconds
     timing = {

@@ -9,12 +9,15 @@ from .errors import UserError
 if TYPE_CHECKING:
     from .config import Config
 
+LOWEST_RATE = 1e-7  # of transformers' polynomial schedule
+
 
 def check(config: Config) -> None:
     """Raises UserError, which names the model."""
     _check_processes(config)
     _check_budgets(config)
     _check_parted(config)
+    _check_rates(config)
 
 
 def _check_processes(config: Config) -> None:
@@ -53,4 +56,15 @@ def _check_parted(config: Config) -> None:
         if training.fsdp and (training.torch_compile or training.precision == "float16"):
             raise UserError(
                 f"training of models.{name}: fsdp can't be used with {other}; leave one of them out"
+            )
+
+
+def _check_rates(config: Config) -> None:
+    """A rate must be above what its schedule ends at."""
+    for name in config.models:
+        training = config.training_of(name)
+        if training.lr_scheduler_type == "polynomial" and training.learning_rate <= LOWEST_RATE:
+            raise UserError(
+                f"training of models.{name}: learning_rate: {training.learning_rate:g} is not "
+                f"above {LOWEST_RATE:g}, at which lr_scheduler_type: polynomial ends; raise it"
             )
