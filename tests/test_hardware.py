@@ -119,3 +119,27 @@ def test_a_compiled_model_gives_the_same(tokenizer, tmp_path):
 def test_a_setting_that_is_refused_leaves_nothing(cache, tokenizer, tmp_path):
     if not torch.cuda.is_available():
         assert "training.tf32" in refused(make_run(cache, tokenizer, tf32=True), tmp_path)
+
+
+MIXTURES = {
+    "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+}
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_experts_that_do_not_compute_a_token_are_not_counted(family):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = AutoConfig.for_model(
+        family, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, vocab_size=96, **MIXTURES[family],
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model.set_experts_implementation("eager")  # a product for each expert, which PyTorch counts
+    ids, counter = torch.arange(64)[None], FlopCounterMode(display=False)
+    with counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    found = model_flops(model)
+    ours = found["tokens"] * 64 + found["squares"] * 64**2
+    assert ours == pytest.approx(counter.get_total_flops(), rel=0.05)

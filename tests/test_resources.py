@@ -1,6 +1,7 @@
 """What jobs ask a cluster for, by the size of their work."""
 
 import json
+import os
 import re
 
 import pytest
@@ -115,3 +116,31 @@ def test_each_submitted_job_has_its_limits_and_waits_for_none_here(tmp_path):
         )
         assert "mem_mb=" in said
         assert "runtime=" in said
+
+
+def test_all_experts_need_memory_and_few_of_them_time(tmp_path):
+    """Whether they are an architecture's or lie in files."""
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4}
+    training = {"max_steps": 500, "per_device_train_batch_size": 1}
+
+    def needs(more, **given):
+        run = {"architecture": sizes | more, "training": dict(training)} | given
+        return resources.training(plan([MIB], **run), "run")
+
+    dense = needs({})
+    assert needs({"num_experts": 1, "num_experts_per_tok": 1}) == dense
+    many = {"num_experts": 16, "num_experts_per_tok": 2, "moe_intermediate_size": 2048}
+    assert needs(many).mem_mb > 2 * dense.mem_mb
+    assert needs(many).minutes == dense.minutes
+    few = many | {"num_experts": 2, "num_experts_per_tok": 1}
+    assert needs(few).mem_mb == dense.mem_mb and needs(few).minutes < dense.minutes
+    assert needs(few | {"n_shared_experts": 1}).minutes == dense.minutes
+    assert needs(many | {"first_k_dense_replace": 4}) == dense
+
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    os.truncate(tmp_path / "model.safetensors", 2**30)  # of weights of 2 bytes
+    found = []
+    for mixture in ({}, {"num_experts": 8, "num_experts_per_tok": 1}):
+        (tmp_path / "config.json").write_text(json.dumps({"text_config": sizes | mixture}))
+        found.append(needs({}, weights={"path": str(tmp_path)}, architecture=None))
+    assert found[1].mem_mb == found[0].mem_mb and found[1].minutes < 0.5 * found[0].minutes

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.nn import Embedding
 from transformers import PreTrainedModel, TrainerCallback
 
 from . import collectives, ranks
+from .experts import Experts, experts
 from .progress import Progress
 
 COUNTED = ("tokens", "targets", "documents")  # since the run's start; the rest since a record
@@ -24,8 +26,8 @@ def model_flops(model: PreTrainedModel) -> dict[str, float]:
     as in appendix B of PaLM (Chowdhery et al. 2022, arXiv:2204.02311): N weights that are
     multiplied with, L layers of H heads of Q dimensions. Each weight takes 2 in the forward
     pass and 4 in the backward pass, of which 2 are for its own gradient; one that is not
-    trained has none. What is computed twice for activation checkpointing is not counted,
-    nor is padding.
+    trained has none. Of a mixture's experts, those count that compute a token. What is computed
+    twice for activation checkpointing is not counted, nor is padding.
 
     Of an encoder with a decoder: sources and targets, of each token of theirs; squares, of each
     pair of tokens in a source; crossed, of each token of a target and one that it attends to.
@@ -35,12 +37,15 @@ def model_flops(model: PreTrainedModel) -> dict[str, float]:
     output = model.get_output_embeddings()
     head = set() if output is None else {id(output.weight)}
     looked_up = {id(part.weight) for part in model.modules() if isinstance(part, Embedding)} - head
+    config = model.config.get_text_config()
+    mixture = experts(lambda name: getattr(config, name, None))
     flops = {
-        id(weight): weight.numel() * (6 if weight.requires_grad else 4)
-        for weight in model.parameters()
+        id(weight): weight.numel()
+        * (6 if weight.requires_grad else 4)
+        * _share(name, weight, mixture)
+        for name, weight in model.named_parameters()
         if id(weight) not in looked_up
     }
-    config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", None)
     if not isinstance(heads, int):  # no attention, or another in each layer
         return {"tokens": sum(flops.values()), "squares": 0}
@@ -57,6 +62,15 @@ def model_flops(model: PreTrainedModel) -> dict[str, float]:
         "squares": layers * a_layer,
         "crossed": decoder_layers * a_layer,
     }
+
+
+def _share(name: str, weight: torch.Tensor, mixture: Experts | None) -> float:
+    """How much of a weight a token is multiplied with. Experts are a module each, or one tensor
+    for all of a layer."""
+    if mixture is None:
+        return 1
+    stacked = weight.ndim == 3 and weight.shape[0] == mixture.count
+    return mixture.share if stacked or "experts" in name.split(".") else 1
 
 
 class Meter:

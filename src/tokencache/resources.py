@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import machine
+from .experts import experts
 from .files import read_json
 from .plan import Plan
 
@@ -85,23 +86,23 @@ def training(plan: Plan, path: str) -> Needs:
     run = plan.runs[path]
     target = plan.caches[run["cache"]]
     vocabulary = plan.tokenizers[run["tokenizer"]]["facts"]["vocab_size"]
-    hidden, layers, parameters = _model(run, vocabulary)
+    size = _size(run, vocabulary)
     settings = run["training"]
     # A small model trains faster on one thread than on several that wait for each other.
-    threads, processes = 1 if hidden <= SMALL_HIDDEN else 8, settings["processes_per_node"]
+    threads, processes = 1 if size.hidden <= SMALL_HIDDEN else 8, settings["processes_per_node"]
     rows = settings["per_device_train_batch_size"]
     sides = 2 if run["pairs"] else 1  # each has max_length, or max_tokens, to itself
     in_a_batch = sides * (settings["max_tokens"] or rows * target["max_length"])
     in_a_step = in_a_batch * settings["gradient_accumulation_steps"]
-    activations = in_a_batch * 4 * (layers * 32 * hidden + 4 * vocabulary)
+    activations = in_a_batch * 4 * (size.layers * 32 * size.hidden + 4 * vocabulary)
     a_parameter = FROZEN_BYTES_A_PARAMETER if run["lora"] else BYTES_A_PARAMETER
-    memory = TRAINING_MB + (a_parameter * parameters + activations) / MB
+    memory = TRAINING_MB + (a_parameter * size.parameters + activations) / MB
     if settings["max_steps"] > 0:
         tokens = settings["max_steps"] * in_a_step
     else:
         # A token stands for two bytes of text or more.
         tokens = settings["num_train_epochs"] * _set_mb(plan, target["token_set"]) * MB / 2
-    flops = 6 * tokens * (parameters + vocabulary * hidden)
+    flops = 6 * tokens * (size.computing + vocabulary * size.hidden)
     # The batch of a step is shared out among the processes, so more are no slower.
     minutes = flops / (FLOPS_A_THREAD * threads) / 60
     return _needs(threads * processes, memory * processes, minutes)
@@ -125,26 +126,54 @@ def _text_mb(plan: Plan, shard: dict[str, Any]) -> float:
     return size * (COMPRESSED if shard["compression"] else 1) / MB
 
 
-def _model(run: dict[str, Any], vocabulary: int) -> tuple[int, int, float]:
-    """Hidden size, layers and parameters of a run's model; guesses where it does not say."""
+@dataclass(frozen=True)
+class Size:
+    """Of a model. computing: those of its parameters that a token is multiplied with."""
+
+    hidden: int
+    layers: int
+    parameters: float
+    computing: float
+
+
+def _size(run: dict[str, Any], vocabulary: int) -> Size:
+    """The size of a run's model; guesses where it does not say."""
     folder = Path(run["weights"]["path"]) if run["weights"] and run["weights"]["path"] else None
     given = run["architecture"] or {}
     if folder and (folder / "config.json").exists():
         given = read_json(folder / "config.json")
+    if isinstance(given.get("text_config"), dict):
+        given = given["text_config"]
     hidden = _first(given, ("hidden_size", "n_embd", "d_model"), 1024)
     names = ("num_hidden_layers", "n_layer", "num_layers", "encoder_layers")
     layers = encoder = _first(given, names, 24)
     if run["pairs"]:
         layers += _first(given, ("decoder_layers", "num_decoder_layers"), encoder)
-    inner = _first(given, ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim"), 4 * hidden)
     if run["weights"] and folder is None:
-        return hidden, layers, UNKNOWN_PARAMETERS
+        return Size(hidden, layers, UNKNOWN_PARAMETERS, UNKNOWN_PARAMETERS)
+    inner, idle = _inner(given, hidden, layers)
     if folder:
         # Two bytes a parameter at least.
-        files = folder.glob("*.safetensors")
-        return hidden, layers, sum(file.stat().st_size for file in files) / 2
-    blocks = layers * (4 * hidden**2 + 3 * hidden * inner)
-    return hidden, layers, blocks + 2 * hidden * vocabulary
+        parameters = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2
+    else:
+        parameters = layers * 4 * hidden**2 + 3 * hidden * inner + 2 * hidden * vocabulary
+    # The configuration may say less of the experts than there is.
+    return Size(hidden, layers, parameters, max(parameters - 3 * hidden * idle, parameters / 100))
+
+
+def _inner(given: dict[str, Any], hidden: int, layers: int) -> tuple[int, int]:
+    """The inner sizes of all layers together, and those of experts that do not compute a token."""
+    names = ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim")
+    dense = _first(given, names, 4 * hidden)
+    mixture = experts(given.get)
+    if mixture is None:
+        return layers * dense, 0
+    expert = _first(given, ("moe_intermediate_size",), dense)
+    first = min(_first(given, ("first_k_dense_replace",), 0), layers)  # without experts
+    shared = _first(given, ("n_shared_experts",), 0) * expert
+    shared = _first(given, ("shared_expert_intermediate_size",), shared)
+    in_all = first * dense + (layers - first) * (mixture.count * expert + shared)
+    return in_all, (layers - first) * (mixture.count - mixture.chosen) * expert
 
 
 def _first(given: dict[str, Any], names: tuple[str, ...], otherwise: int) -> int:
