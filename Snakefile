@@ -62,7 +62,8 @@ onstart:
         ask_about_jobs()
         plan.make_folders()
         plan.write()
-        workflows.announce(plan)
+        announcement.start()
+        leftovers.take(plan)
         workflow_file.start()
         prepare_containers()
 

@@ -1,12 +1,13 @@
-# What `--delete-all-output` deletes: all that this config and earlier ones made in the cache
-# and results folders, and nothing that somebody else put there. No job of these ever runs.
-for number, folders in enumerate(made.values()):
+# What `--delete-all-output` deletes: what the present configuration made in the cache and results
+# folders, or all that this user made there, and nothing that somebody else put there. No job of
+# these ever runs.
+for number, paths in enumerate(all_made.paths.values() if deletes else []):
 
     rule:
         name:
             f"made_before_{number}"
         output:
-            [directory(folder) for folder in folders],
+            [directory(path) for path in paths],
         log:
             f"logs/made_before_{number}.log",
         shell:

@@ -25,15 +25,17 @@ os.environ.update(
     PYTHONUNBUFFERED="1",
 )
 
-from tokencache import inventory, machine, summary, why, workflows
+from tokencache import leftovers, machine, summary, why, workflows
 from tokencache.config import load
 from tokencache.errors import UserError, listed
 from tokencache.messages import check_files
 from tokencache.plan import WORKFLOW, Plan, fetched_path, files_of, tokenizer_path
 from tokencache.progress_files import ProgressFile
 
-# `--delete-all-output` takes the outputs of the rules that there are: see rules/clean.smk.
+# `--delete-all-output` takes the outputs of the rules that there are: see rules/clean.smk. With
+# `--delete-temp-output` there are none.
 cleaning = any(word.startswith("--delete-") for word in sys.argv)
+deletes = any(word.startswith("--delete-a") for word in sys.argv)
 
 
 @contextmanager
@@ -44,6 +46,9 @@ def without_traceback():
     except UserError as error:
         raise SystemExit(f"tokencache: {error}")
 
+
+if deletes:
+    from tokencache.operate.all_output import AllOutput, resolved
 
 # Snakemake sets it in each job to the job's threads: what the user says counts more.
 if own := os.environ.get(machine.OPENMP):
@@ -65,9 +70,12 @@ if not workflow.configfiles:
 def settings_and_plan():
     """The plan is made once, by the process that the user started; its jobs read it."""
     machine.overrides(os.environ)  # or each job would fail at them
+    clean = config.pop("clean", None)
+    if clean is not None and not (deletes and clean == "everything"):
+        raise UserError("clean: there is only --delete-all-output --config clean=everything")
     settings = load(config, workflow.configfiles)
     if cleaning:
-        return settings, None
+        return settings, resolved(settings) if deletes and clean is None else None
     if not workflow.is_main_process:
         return settings, Plan.read(os.environ.get("TOKENCACHE_PLAN"))
 
@@ -85,19 +93,17 @@ with without_traceback():
 
 # `tokencache status` sees by it whether this process lives.
 if workflow.is_main_process and not cleaning:
+    announcement = workflows.Announcement(plan)
     workflow_file = ProgressFile(plan.progress_path(*WORKFLOW), *WORKFLOW, socket.gethostname())
 
-made = inventory.made(settings.cache, settings.results) if cleaning else {}
-if cleaning and inventory.made(settings.cache, settings.results, by_others=True):
-    print("tokencache: what other users made stays", file=sys.stderr)
+with without_traceback():
+    all_made = AllOutput(settings, plan) if deletes else None
 
 
 def targets(*kinds, model=None):
     """The caches and the runs of one model or all, with the token shards that are missing."""
     if cleaning:
-        kinds = (*kinds, "shared") if model is None else kinds
-        chosen = [made[k, m] for k, m in made if k in kinds and model in (None, m)]
-        return [folder for folders in chosen for folder in folders]
+        return lambda wildcards: all_made.asked(kinds, model) if deletes else []
     found = {
         path: entry
         for kind in kinds
@@ -112,7 +118,7 @@ def end():
     """What a run leaves to nobody, however it went."""
     workflow_file.end()
     plan.remove_marks()
-    workflows.withdraw(plan)
+    announcement.end()
 
 
 def lacking():

@@ -7,6 +7,8 @@ import stat
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
+from unittest import mock
 
 import psutil
 import pytest
@@ -44,6 +46,37 @@ def test_a_full_disk_is_said(tmp_path):
     final = tmp_path / "file"
     with pytest.raises(UserError, match="the disk is full"), files.published(final):
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_said_with_what_is_needed_and_what_helps(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000))
+    for needs, said in ((9_000_000, "about 9.0 MB, and there is room for 3.0"), (None, "than 3.0")):
+        with (
+            pytest.raises(UserError, match=said) as caught,
+            files.published(tmp_path / "file", needs=needs) as made,
+        ):
+            made.write_bytes(b"x" * 1_000_000)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        assert "`tokencache gc`" in str(caught.value) and "delete-all" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_of_a_key_is_not_replaced_under_those_who_read_it(tmp_path, monkeypatch, links):
+    """On NFS, who has it open on another machine would lose it."""
+    if not links:
+        monkeypatch.setattr(os, "link", mock.Mock(side_effect=OSError(errno.EPERM, "no links")))
+    final = tmp_path / "key.arrow"
+    with files.published(final, keyed=True) as slow:
+        slow.write_text("same bytes")
+        with files.published(final, keyed=True) as quick:
+            quick.write_text("same bytes")
+        first = final.stat().st_ino
+    assert final.stat().st_ino == first and final.stat().st_nlink == 1
+    with files.published(final) as other:
+        other.write_text("other bytes")
+    assert final.read_text() == "other bytes"
+    assert list(tmp_path.iterdir()) == [final]
 
 
 def test_the_first_of_two_folders_stays(tmp_path):

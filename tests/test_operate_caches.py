@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import chdir
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,9 +19,13 @@ from workflow import rows, write_rows
 
 from tokencache import inventory, lease
 from tokencache.cli import main
-from tokencache.files import process_tag, read_json, write_json
+from tokencache.config import load
+from tokencache.errors import UserError
+from tokencache.files import read_json, write_json
 from tokencache.operate import list as list_verb
-from tokencache.plan import building_path
+from tokencache.operate.all_output import AllOutput, resolved
+from tokencache.plan import building_path, checkpoints_path
+from tokencache.processes import process_tag
 from tokencache.view import open_cache
 
 pytestmark = pytest.mark.xdist_group("operated")
@@ -219,16 +224,158 @@ def test_clear_looks_again_after_the_answer(copy, told, monkeypatch):
 
 def test_checkpoints_of_a_workflow_that_runs_stay(copy, told):
     """Its training was stopped long ago, and waits for its turn."""
-    left = copy.folder / "results/one/qa/.32-0123456789ab.checkpoints"
-    (left / "checkpoint-5").mkdir(parents=True)
-    for path in (left / "checkpoint-5", left):
-        os.utime(path, (10**9, 10**9))
+    left = stopped(copy.folder / "results/one/qa/32-0123456789ab")
     announce(copy.folder, runs=[left.with_name("32-0123456789ab")])
-    told("gc", "--delete", folder=copy.folder)
+    told("gc", "--delete", "--unfinished", folder=copy.folder)
     assert left.exists()
     announce(copy.folder)
-    told("gc", "--delete", folder=copy.folder)
+    told("gc", "--delete", "--unfinished", folder=copy.folder)
     assert not left.exists()
+
+
+def stopped(run, key="0123456789ab"):
+    """Checkpoints of a training that was stopped long ago."""
+    left = checkpoints_path(run)
+    write_json(left / "checkpoint-5/tokencache.json", {"key": key + "0" * 20})
+    for path in (*left.rglob("*"), left):
+        os.utime(path, (10**9, 10**9))
+    return left
+
+
+def test_unfinished_trainings_of_other_configurations_stay_unless_asked_for(copy, told):
+    left = stopped(copy.folder / "results/one/qa/32-0123456789ab")
+    said = told("gc", "--delete", folder=copy.folder)
+    assert left.exists() and "stays: 1 unfinished run, " in said and "add --unfinished" in said
+    dry = json.loads(told("gc", "--json", folder=copy.folder))
+    assert dry["unfinished"] == [str(left)]
+    assert "unfinished run" in told("gc", "--unfinished", folder=copy.folder) and left.exists()
+    told("gc", "--delete", "--unfinished", folder=copy.folder)
+    assert not left.exists()
+
+
+def test_gc_takes_what_killed_jobs_left(copy, told):
+    [run] = copy.folder.glob("results/two/qa/32-*")
+    key = run.name.partition("-")[2]
+    work = copy.folder / ".tokencache"
+    dead = f"{process_tag().rpartition('-')[0]}-1"  # this process's number, another start
+    gone = [
+        stopped(run, key),  # killed after publication
+        work / f"plans/.20200101-000000-abcdef.json.{dead}.abc.tmp",
+        copy.folder / f"results/two/qa/.{run.name}.{dead}.abc.tmp",
+        copy.folder / f"cache/tokenizers/.{'a' * 32}.{dead}.abc.tmp",
+        work / "done/20200101-000000-abcdef",
+        work / "progress/20200101-000000-abcdef",
+    ]
+    stays = [
+        copy.folder / f"results/two/qa/.{run.name}.{process_tag()}.abc.tmp",
+        work / "done/mine",
+    ]
+    for folder in [*gone, *stays]:
+        folder.mkdir(parents=True, exist_ok=True)
+    told("gc", "--delete", folder=copy.folder)
+    assert not [path for path in gone if path.exists()]
+    assert all(path.exists() for path in stays) and run.exists()
+
+
+def foreign(folder):
+    """What only looks as if tokencache had made it, by path; with what it is in."""
+    found = [
+        "cache/gpt/lr3/20240115-a1b2c3d4e5f6/model.pt",
+        f"cache/sources/{'5' * 32}/mydata.arrow",
+        f"cache/tokenizers/{'6' * 32}/tokenizer.json",
+        f"cache/tokens/{'7' * 32}/88/{'8' * 32}.arrow",
+        f"cache/tokens/{'7' * 32}/photo.jpg",
+        f"cache/quarantine/20240115-101010-a1b2c3/{'9' * 32}.arrow",
+        "results/gpt/lr3/20240115-a1b2c3d4e5f6/model.pt",
+        "results/gpt/lr3/.20240115-a1b2c3d4e5f6.checkpoints/model.pt",
+    ]
+    paths = [folder / name for name in found]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+        for made in (path, path.parent):
+            os.utime(made, (10**9, 10**9))
+    [run] = folder.glob("results/two/qa/32-*")
+    backup = folder / "results/backup/qa" / run.name
+    shutil.copytree(run, backup)
+    [cache] = folder.glob("cache/two/qa/32-*")
+    (cache / "notes.txt").write_text("mine")
+    return [*paths, *backup.iterdir(), cache / "notes.txt", cache / "cache.json"]
+
+
+def test_only_what_our_records_name_is_deleted(copy, told):
+    mine = foreign(copy.folder)
+    shutil.rmtree(copy.folder / "results/two")
+    write_rows(copy.folder / "data/a.jsonl", rows(3))  # so no cache is that of config.yaml
+    told("clear", "--all", "--yes", folder=copy.folder)
+    said = told("gc", "--delete", "--unfinished", folder=copy.folder)
+    assert not [path for path in mine if not path.exists()]
+    assert names(copy.folder) == ["two/qa/32"]
+    assert "it holds notes.txt, which has no record" in said
+    assert f"sources/{'5' * 32}: it has no manifest.json" in said
+    # Whoever names one means it, but not a folder that is no cache.
+    assert "it has no cache.json" in told("clear", "gpt", "--yes", folder=copy.folder, fails=True)
+    told("clear", "two", "--yes", folder=copy.folder)
+    assert not names(copy.folder)
+
+
+def test_all_output_deletes_what_the_configuration_made(copy, capsys):
+    with chdir(copy.folder):
+        config = load(ONES)
+        mine = foreign(copy.folder)
+        shards = copy.token_shards()
+        found = AllOutput(config, resolved(config))
+        paths = found.asked(("caches", "runs"), None)
+        assert sorted(path.partition("-")[0] for path in paths) == [
+            "cache/one/qa/32",
+            "cache/one/qa/48",
+        ]
+        said = capsys.readouterr().err
+        assert "to be deleted: 2 caches, " in said and "in all " in said
+        assert "what other configurations made stays: 1 cache, " in said
+        everything = AllOutput(config, None)
+        delete(everything.asked(("caches", "runs"), None))
+    assert [path for path in mine if not path.exists()] == []
+    assert names(copy.folder) == ["two/qa/32"]
+    # What the cache that stays needs.
+    assert copy.token_shards() == shards | {mine[3].name}
+    [cache] = copy.folder.glob("cache/two/qa/32-*")
+    (cache / "notes.txt").unlink()
+    with chdir(copy.folder):
+        delete(AllOutput(config, None).asked(("caches", "runs"), None))
+    assert not names(copy.folder) and copy.token_shards() == {mine[3].name}
+    assert not list(copy.folder.glob("results/two"))
+
+
+def delete(paths):
+    for path in map(Path, paths):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_all_output_keeps_what_is_pinned_and_what_that_needs(copy, told):
+    [view] = (path.parent for path in copy.folder.glob("cache/*/qa/*/view.json"))
+    told("pin", str(view), folder=copy.folder)
+    before = [row["input_ids"].tolist() for row in open_cache(view, "train")]
+    with chdir(copy.folder):
+        delete(AllOutput(load(CONFIG), None).asked(("caches", "runs"), None))
+    assert names(copy.folder) == ["one/qa/32"]
+    assert [row["input_ids"].tolist() for row in open_cache(view, "train")] == before
+
+
+def test_all_output_waits_for_others(copy):
+    with chdir(copy.folder):
+        announce(copy.folder)
+        with pytest.raises(UserError, match="somebody works with these folders: process"):
+            AllOutput(load(CONFIG), None)
+        [said] = copy.folder.glob("cache/.workflow-*")
+        said.unlink()
+        held = lease.take(
+            building_path(Path("results/two/qa/32-0123456789ab")), {"host": "here", "pid": 1}
+        )
+        with pytest.raises(UserError, match="process 1 on here, which makes results/two/qa/32-"):
+            AllOutput(load(CONFIG), None)
+        held.release()
+        AllOutput(load(CONFIG), None)
 
 
 def test_nothing_goes_where_a_folder_is_closed(copy, told, monkeypatch):
@@ -290,8 +437,8 @@ def test_a_kill_while_a_cache_is_deleted_leaves_none_of_it_under_its_name(copy, 
     [left] = copy.folder.glob("cache/two/qa/.32-*.tmp")
     monkeypatch.undo()
     assert "leftover" not in told("gc", folder=copy.folder), "this process lives"
-    tag = re.search(r"(-\d+-)(\d+)(-\d+)", left.name)
-    left.rename(left.with_name(left.name.replace(tag[0], f"{tag[1]}{2**22 + 1}{tag[3]}")))
+    tag = re.search(r"-\d+(-\d+\.)", left.name)
+    left.rename(left.with_name(left.name.replace(tag[0], f"-{2**22 + 1}{tag[1]}")))
     assert "leftover" in told("gc", "--delete", folder=copy.folder)
     assert not list(copy.folder.glob("cache/two/qa/.32-*"))
 

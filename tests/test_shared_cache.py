@@ -14,7 +14,9 @@ import pytest
 from conftest import make_tokenizer
 from workflow import Workflow, environment, kill, rows
 
-from tokencache import files, inventory
+from tokencache import files
+from tokencache.config import load
+from tokencache.operate.all_output import AllOutput
 
 # In one worker, so that what the tests share is made once.
 pytestmark = pytest.mark.xdist_group("shared_cache")
@@ -208,15 +210,14 @@ def test_one_user_makes_and_another_deletes(anna_and_ben, base):
     anna.configure(CONFIG | {"max_length": [16]})
     anna.run("caches")
     [bens, annas] = sorted(anna.targets("../cache"), key=lambda t: "/16-" in t)
-    output = anna.run("--delete-all-output")
-    assert "what other users made stays" in output
+    anna.run("--delete-all-output", "--config", "clean=everything")
     assert anna.targets("../cache") == {bens}
     assert annas not in anna.targets("../cache")
     assert ben.jobs("caches") == {}
     # What it takes to delete another one's is a command of its own.
     subprocess.run(anna.run_as(["rm", "-r", str(base / "cache" / bens)]), check=True)
     ben.rerun("caches")
-    ben.run("--delete-all-output")
+    assert "what other configurations made stays" not in ben.run("--delete-all-output")
     assert anna.targets("../cache") == set()
 
 
@@ -252,13 +253,15 @@ def test_what_somebody_writes_meanwhile_is_not_this_users(tmp_path):
     for place in places:
         place.mkdir(parents=True)
         (place / "stays").touch()
+    folders = {"cache": str(tmp_path / "cache"), "results": str(tmp_path / "results")}
+    config = load(CONFIG | folders)
     writer = subprocess.Popen(
         [sys.executable, "-c", COME_AND_GO, *places], stdout=subprocess.PIPE, text=True
     )
     try:
         writer.stdout.readline()
-        for _ in range(3000):
-            inventory.made(str(tmp_path / "cache"), str(tmp_path / "results"))
+        for _ in range(1000):
+            AllOutput(config, None).asked(("caches", "runs"), None)
         assert writer.poll() is None
     finally:
         writer.kill()
@@ -338,7 +341,7 @@ def test_a_user_that_may_not_write_is_told_so(anna_and_ben, base):
 def test_what_was_left_of_a_target_that_is_not_there_is_kept_for_a_week(tmp_path):
     for days in (8, 6):
         left = left_elsewhere(tmp_path / "target", days * 24)
-        files.sweep(tmp_path / "target")
+        files.remove_dead(tmp_path / "target")
         assert left.exists() == (days == 6)
 
 

@@ -13,9 +13,9 @@ from conftest import make_tokenizer
 from workflow import Workflow, rows
 
 from tokencache import progress_files
-from tokencache.files import process_tag
 from tokencache.operate.overview import Overview
 from tokencache.plan import Plan
+from tokencache.processes import process_tag
 from tokencache.progress import Progress
 from tokencache.progress_files import ProgressFile, Watch, read, reporting
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import datasets
@@ -11,8 +12,10 @@ from blake3 import blake3
 from conftest import make_tokenizer
 from workflow import TINY, Workflow, rows, write_rows
 
-from tokencache import lease
+from tokencache import lease, processes
+from tokencache.files import write_json
 from tokencache.plan import building_path
+from tokencache.processes import process_tag
 
 # In one worker, so that what the tests share is made once.
 pytestmark = pytest.mark.xdist_group("workflow_targets")
@@ -178,7 +181,7 @@ def test_a_run_is_a_model_that_transformers_opens(done):
 def test_delete_all_output_leaves_what_is_not_ours(workflow):
     config = workflow.config
     old = set(workflow.targets())
-    # What an earlier config made: models, data sets and lengths that are not named any more.
+    # What another config makes: fewer models, data sets and lengths.
     workflow.configure(
         config
         | {
@@ -199,9 +202,17 @@ def test_delete_all_output_leaves_what_is_not_ours(workflow):
         path.write_text("mine")
     for root in ("cache", "results"):  # as who is killed while making a target leaves it
         lease.take(building_path(workflow.folder / root / "trained/packed/32-0123456789ab"), {})
-    assert "Would delete" in workflow.run("--delete-all-output", "-n")
+    made = workflow.targets() - old
+    said = workflow.run("--delete-all-output", "-n")
+    assert "made by this configuration, and to be deleted: 1 cache, " in said
+    assert "what other configurations made stays: " in said and "Would delete" in said
     assert old < workflow.targets()
     workflow.run("--delete-all-output")
+    assert workflow.targets() == old and made
+    everything = ("--delete-all-output", "--config", "clean=everything")
+    assert "Would delete" in workflow.run(*everything, "-n") and workflow.targets() == old
+    said = workflow.run(*everything)
+    assert said.index("and to be deleted: ") < said.index("Deleting ")
     left = [p for root in ("cache", "results") for p in (workflow.folder / root).rglob("*")]
     assert sorted(path for path in left if path.is_file()) == sorted(mine)
     assert (workflow.folder / "qa.jsonl").exists()
@@ -219,8 +230,36 @@ def test_delete_all_output_of_one_model(workflow):
 
 def test_delete_all_output_needs_no_sources(workflow):
     (workflow.folder / "qa.jsonl").unlink()
-    workflow.run("--delete-all-output")
+    said = workflow.run("--delete-all-output", fails=True)
+    assert "nobody can tell what the present configuration made" in said
+    assert workflow.targets() and "Traceback" not in said
+    workflow.run("--delete-all-output", "--config", "clean=everything")
     assert not workflow.targets()
+
+
+def test_clean_is_for_delete_all_output_alone(workflow):
+    assert "clean: there is only" in workflow.run("-n", "--config", "clean=everything", fails=True)
+    said = workflow.run("--delete-all-output", "--config", "clean=all", fails=True)
+    assert "clean: there is only" in said and workflow.targets()
+
+
+def test_delete_all_output_waits_for_a_workflow_that_runs(workflow):
+    """Of whatever folder; one that was killed counts no longer."""
+    sleeper = subprocess.Popen(["sleep", "600"])
+    try:
+        tag = process_tag().split("-")[0], sleeper.pid, processes._look(sleeper.pid)[1]
+        about = {"host": "here", "pid": sleeper.pid, "folder": "/elsewhere", "since": "now",
+                 "caches": [], "keys": [], "runs": []}  # fmt: skip
+        write_json(workflow.folder / "cache/.workflow-{}-{}-{}.json".format(*tag), about)
+        before = workflow.targets()
+        said = workflow.run("--delete-all-output", fails=True)
+        assert f"process {sleeper.pid} on here in /elsewhere since now" in said
+        assert workflow.targets() == before and "Traceback" not in said
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    workflow.run("--delete-all-output")
+    assert not workflow.targets() and not list(workflow.folder.glob("cache/.workflow-*"))
 
 
 def test_models_that_share_a_tokenizer_share_token_shards(done):

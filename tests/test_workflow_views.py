@@ -67,7 +67,7 @@ def test_another_format_packs_again_and_trains_nothing(workflow):
     workflow.configure(config())
     assert workflow.jobs() == {}
     # All that was made goes, whatever config made it.
-    workflow.run("--delete-all-output")
+    workflow.run("--delete-all-output", "--config", "clean=everything")
     assert not (workflow.folder / "cache").exists() or not workflow.targets()
 
 

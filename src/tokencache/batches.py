@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config
-from .files import remove_if_dead
 from .plan import tokenizer_path
 
 # A job takes small shards until it has this many, or this many bytes of them: more where there
@@ -76,12 +75,10 @@ def _tokenizer_folders(config: Config) -> list[Path]:
 
 
 def _shards_in(folder: Path) -> set[str]:
-    """Keys of the token shards of one tokenizer that are there; rests of killed jobs go."""
+    """Keys of the token shards of one tokenizer that are there."""
     found = set()
     for part in os.scandir(folder):
         for entry in os.scandir(part.path) if part.is_dir() else ():
             if entry.name.endswith(".arrow"):
                 found.add(entry.name.removesuffix(".arrow"))
-            elif entry.name.endswith(".tmp"):
-                remove_if_dead(Path(entry.path))
     return found

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from . import lease
 from .errors import UserError
-from .files import hash_file, published, read_json, write_json
+from .files import hash_file, published, read_json, remove, write_json
 from .metrics import say
 from .plan import building_path
 
@@ -95,7 +95,8 @@ class Turn:
     def finish(self, checkpoints: Path) -> None:
         """Remove the checkpoints of the run, which is there, unless another process has them."""
         if not self._lease.is_lost():
-            shutil.rmtree(checkpoints, ignore_errors=True)
+            with suppress(OSError, UserError):  # what can't be removed, a later run takes
+                remove(checkpoints)
             self._lease.clear()
 
 

@@ -15,11 +15,12 @@ from . import hub_data, machine, manifest, sources
 from .errors import UserError
 from .files import hash_file, published, read_json, write_json
 from .fingerprint import check_same
+from .inventory import FETCHED_FILE as FETCHED
+from .inventory import KEY_FILE
 from .progress import Progress, growing
 from .references import Reference
 from .sources import Piece, Source
 
-FETCHED = "fetched.json"
 ROWS = 1000  # read at a time
 
 # What a model is loaded from: no pickles, and no copies for other libraries.
@@ -129,6 +130,7 @@ def _write(data: Any, count: int, folder: Path) -> None:
             made_of[name] = {"batches": len(units), "digest": digest}
             made_of[name] |= manifest.about(made / name)
         write_json(made / FETCHED, made_of)
+        write_json(made / KEY_FILE, {"key": folder.name})
 
 
 def fetch_weights(wanted: dict[str, Any], folder: Path) -> None:
@@ -151,6 +153,7 @@ def fetch_weights(wanted: dict[str, Any], folder: Path) -> None:
         # Copies, for the user's own folder is not ours to open to a group.
         copy = shutil.copyfile
         shutil.copytree(there, made, dirs_exist_ok=True, ignore=_others, copy_function=copy)
+        write_json(made / KEY_FILE, {"key": folder.name})
         manifest.write(made)
 
 

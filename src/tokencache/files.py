@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import stat
 import tempfile
 import time
@@ -17,10 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 from blake3 import blake3
 
 from .errors import UserError
+from .processes import TAG, is_running, process_tag
 
 KEY_DIGITS = 32
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -30,6 +29,11 @@ NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 ABANDONED_SECONDS = 7 * 86400
 # The same where the target is there: then a job that only stood still loses nothing.
 SUPERSEDED_SECONDS = 3600
+# What `published` and `remove` write to, beside a target: .TARGET.TAG.RANDOM.tmp
+TEMPORARY = re.compile(rf"\.(?P<target>.+)\.(?P<tag>{TAG.pattern})\.[^.]+\.tmp")
+# The same of an earlier version, whose tags say too little to be asked for.
+OLD_TEMPORARY = re.compile(r"\..+-[0-9]+-[0-9]+-[0-9]+\.[^.]+\.tmp")
+
 # Snakemake sets the time of this file in a folder that a job made or found.
 TIMESTAMP = ".snakemake_timestamp"
 
@@ -95,18 +99,21 @@ def make_folder(path: Path) -> None:
 
 
 @contextmanager
-def published(final: str | Path, folder: bool = False) -> Iterator[Path]:
+def published(
+    final: str | Path, folder: bool = False, keyed: bool = False, needs: int | None = None
+) -> Iterator[Path]:
     """A temporary path beside `final` that becomes `final` by one rename at the end.
 
     On any error the temporary is removed and `final` is as it was. Where `final`
     is a folder that another process published meanwhile, that one stays: equal
-    keys mean equal bytes. In a folder that its group may write to, the group may
-    read what is published. Raises UserError on a full disk, and where it is not
-    allowed to write.
+    keys mean equal bytes. So does a file that is `keyed`; another file is replaced.
+    In a folder that its group may write to, the group may read what is published.
+    needs: about how many bytes it will have, for a message. Raises UserError on a
+    full disk, and where it is not allowed to write.
     """
     final = Path(final)
     make_folder(final.parent)
-    _remove_dead(final)
+    remove_dead(final)
     umask = _umask()
     with open_as(final.parent) as shared:
         temporary = _temporary(final, shared)
@@ -117,9 +124,9 @@ def published(final: str | Path, folder: bool = False) -> Iterator[Path]:
             yield target
             if target.exists() or not final.exists():  # or see remove_if_dead
                 _settle(target, umask, final.parent.stat().st_gid if shared else None)
-                _rename(target, final)
+                _rename(target, final, keyed)
                 _sync(final.parent)
-            _remove_dead(final)
+            remove_dead(final)
         except OSError as error:
             if final.exists() and not temporary.exists():
                 raise UserError(
@@ -127,7 +134,7 @@ def published(final: str | Path, folder: bool = False) -> Iterator[Path]:
                     "again, which takes it as it is"
                 ) from None
             if error.errno in DISK_FULL:
-                raise _explained(error, final) from None
+                raise UserError(_full(error, final, size_of(temporary), needs)) from None
             raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -145,12 +152,9 @@ def _temporary(final: Path, shared: bool) -> Path:
 
 
 def _explained(error: OSError, path: Path) -> Exception:
-    """What a user can mend as a UserError."""
+    """What a user can fix as a UserError."""
     if error.errno in DISK_FULL:
-        return UserError(
-            f"{path}: the disk is full; nothing was left half-written. Free some space "
-            "(`snakemake --delete-all-output` clears what the present config made), run again"
-        )
+        return UserError(_full(error, path, 0, None))
     if error.errno in NOT_ALLOWED:
         return UserError(
             f"{path}: you may not write in this folder; docs/shared-cache.md says how a group "
@@ -159,46 +163,39 @@ def _explained(error: OSError, path: Path) -> Exception:
     return error
 
 
-def process_tag() -> str:
-    """This process, told from every other one that may write to the same disk."""
-    return f"{_place()}-{os.getpid()}-{psutil.Process().create_time():.0f}"
+def _full(error: OSError, path: Path, written: int, needs: int | None) -> str:
+    """What to say of a full disk. written: bytes that are given back now."""
+    # Of a quota, the file system's own figures say nothing.
+    free = 0 if error.errno == errno.EDQUOT else shutil.disk_usage(path.parent).free
+    room = written + free
+    if needs is not None and needs > room:
+        needed = f"this needs about {_megabytes(needs)}, and there is room for {_megabytes(room)}"
+    else:
+        needed = f"this needs more than {_megabytes(room)}, which is all the room there was"
+    return (
+        f"{path}: the disk is full: {needed}. Nothing was left half-written. Free some space and "
+        "run again; `tokencache gc` says what no configuration needs any more"
+    )
 
 
-def is_running(tag: str) -> bool | None:
-    """Whether the process of a tag still runs; None of one that can't be seen from here."""
-    place, pid, started = tag.rsplit("-", 2)
-    if place != _place():
-        return None
-    try:
-        process = psutil.Process(int(pid))
-        # The start is known to a second: nothing else has had that number within it.
-        same = abs(process.create_time() - float(started)) < 2
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return None if _hidden(int(pid)) else False
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
-def _hidden(pid: int) -> bool:
-    """Whether a process is there that may not be looked at: another user's, on some machines."""
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except OSError:
-        pass
-    return False
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; what goes meanwhile is not counted."""
+    size = 0
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        with suppress(OSError):
+            size += file.lstat().st_size if file.is_file() else 0
+    return size
 
 
-def _place() -> str:
-    """The machine, and in a container the numbering of its processes too."""
-    numbering = Path("/proc/self/ns/pid")
-    return f"{socket.gethostname()}-{numbering.stat().st_ino if numbering.exists() else 0}"
-
-
-def _remove_dead(final: Path) -> None:
+def remove_dead(final: Path) -> None:
     """Remove what killed processes left of the same target."""
     for left in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
-        remove_if_dead(left)
+        if _target_of(left) == final.name:
+            remove_if_dead(left)
 
 
 def remove_if_dead(left: Path) -> None:
@@ -214,12 +211,33 @@ def is_left(left: Path) -> bool:
     written for long. That is less long where the target is there: equal keys mean equal
     bytes, so a process that only stood still finds made what it was making.
     """
-    parts = re.fullmatch(r"(.+)-(\d+)-(\d+)\.[^.]+\.tmp", left.name)
-    if not parts:
+    target = _target_of(left)
+    if target is None:
         return False
-    here = parts[1].endswith(f".{_place()}")
-    running = is_running(f"{_place()}-{parts[2]}-{parts[3]}") if here else None
-    return running is False or (running is None and _abandoned(left))
+    found = TEMPORARY.fullmatch(left.name)
+    running = is_running(found["tag"]) if found else None
+    if running is not None:
+        return not running
+    superseded = (left.parent / target).exists()
+    return is_still(left, SUPERSEDED_SECONDS if superseded else ABANDONED_SECONDS)
+
+
+def _target_of(left: Path) -> str | None:
+    """The name of the target that a temporary is of; None of anything else.
+
+    Nothing but the target is in a temporary, or it is somebody else's.
+    """
+    try:
+        inside = os.listdir(left)
+    except OSError:  # gone, closed to us, or a file
+        return None
+    if found := TEMPORARY.fullmatch(left.name):
+        return found["target"] if inside in ([], [found["target"]]) else None
+    if OLD_TEMPORARY.fullmatch(left.name) and len(inside) < 2:
+        # The target's name ends somewhere before the tag.
+        target = inside[0] if inside else left.name
+        return target if not inside or left.name.startswith(f".{target}.") else None
+    return None
 
 
 def remove(target: Path) -> None:
@@ -238,24 +256,6 @@ def remove(target: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sweep(final: Path, beside: Path | None = None) -> None:
-    """Remove what jobs that are dead, or must be, left of a target.
-
-    beside: a folder that nobody needs any more when the target is there.
-    """
-    _remove_dead(final)
-    if beside and final.exists() and is_still(beside, SUPERSEDED_SECONDS):
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _abandoned(left: Path) -> bool:
-    try:
-        superseded = any((left.parent / name).exists() for name in os.listdir(left))
-    except OSError:  # gone, or closed to us
-        return False
-    return is_still(left, SUPERSEDED_SECONDS if superseded else ABANDONED_SECONDS)
-
-
 def is_still(folder: Path, seconds: float) -> bool:
     """Whether nothing was written in a folder for so long."""
     try:
@@ -265,7 +265,17 @@ def is_still(folder: Path, seconds: float) -> bool:
     return time.time() - newest > seconds
 
 
-def _rename(source: Path, final: Path) -> None:
+def _rename(source: Path, final: Path, keyed: bool) -> None:
+    if keyed and source.is_file():
+        # On NFS, who has a file open on another machine loses it when it is replaced.
+        try:
+            os.link(source, final)
+            return
+        except FileExistsError:
+            return
+        except OSError:  # a file system without links
+            if final.exists():
+                return
     try:
         os.rename(source, final)
     except OSError:

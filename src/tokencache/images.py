@@ -70,7 +70,7 @@ def build(base: str, image: str, checkout: Path) -> None:
     name, _, _ = Path(image).stem.rpartition("-")
     space = os.environ.get("APPTAINER_TMPDIR")
     with (
-        published(image) as made,
+        published(image, keyed=True) as made,
         tempfile.TemporaryDirectory(dir=space) as work,
         growing(f"build {Path(image).name}", Path(work), made.parent),
     ):

@@ -6,7 +6,7 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,15 @@ from .marks import MARKS
 QUARANTINE = "quarantine"
 SHARED = ("sources", "tokenizers", "tokens", QUARANTINE)
 
-# A tokenizer, a fetched data set, or a tokenizer's token shards, or what is left of one; and
-# what one call of `tokencache verify` put away.
-KEYED = re.compile(r"[0-9a-f]{32}|\.[0-9a-f]{32}\..*tmp|[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
 KEY = re.compile(r"[0-9a-f]{32}")
 TARGET = re.compile(r"[0-9]+-[0-9a-f]{12}")
-# A run's checkpoints, who makes a cache or a run, a large cache's parts, and what a killed job
-# left of what it was writing.
-REST = re.compile(r"\.[0-9]+-[0-9a-f]{12}\..*(checkpoints|building|parts|tmp)")
+PUT_AWAY = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")  # by one call of `tokencache verify`
 
 CACHE_FILE, RUN_FILE, PROVENANCE_FILE = "cache.json", "run.json", "provenance.json"
+# The records of a tokenizer, of fetched data, of whatever else is fetched, of a part of a large
+# cache, and of what `tokencache verify` put away.
+FACTS_FILE, FETCHED_FILE, KEY_FILE = "facts.json", "fetched.json", ".tokencache.json"
+PART_FILE, QUARANTINE_FILE = "files.json", "quarantine.json"
 BEFORE_SOURCES, AFTER_SOURCES = b'\n "sources": ', b'\n "splits": '
 
 # Of one name, these many are read: what a cache was made of can be megabytes.
@@ -170,30 +169,7 @@ def token_shards(cache: str | Path) -> Iterator[Path]:
     """All token shards that are there."""
     for tokenizer in shared(cache, "tokens"):
         for part in _folders(tokenizer):
-            yield from (file for file in _entries(part) if file.suffix == ".arrow")
-
-
-def made(cache: str, results: str, by_others: bool = False) -> dict[tuple[str, str], list[str]]:
-    """All folders that this user (or, instead, others) made with the workflow.
-
-    By (kind, model); the shared ones by ("shared", ""). kind is "caches" or "runs". A
-    folder in which everything is theirs stands for what is in it; what somebody put
-    there by other means is left out.
-    """
-
-    def wanted(folder: Path) -> bool:
-        return is_mine(folder) != by_others
-
-    shared = [str(path) for name in SHARED for path in _shared(Path(cache, name), wanted)]
-    found = {("shared", ""): shared} if shared else {}
-    for kind, root in (("caches", cache), ("runs", results)):
-        for model in _folders(Path(root)):
-            if root == cache and model.name in SHARED:
-                continue
-            ours = list(_ours(model, 0, wanted))
-            if ours:
-                found[kind, model.name] = [str(path) for path in ours]
-    return found
+            yield from (file for file in entries(part) if file.suffix == ".arrow")
 
 
 def is_mine(folder: Path) -> bool:
@@ -208,37 +184,12 @@ def is_mine(folder: Path) -> bool:
         return False
 
 
-def _shared(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
-    """Of one of the SHARED folders: the whole, or what in it is ours."""
-    ours = [path for path in _folders(folder) if KEYED.fullmatch(path.name) and wanted(path)]
-    others = any(path not in ours for path in _entries(folder))
-    return ours if others or not ours else [folder]
-
-
-def _ours(folder: Path, depth: int, wanted: Callable[[Path], bool]) -> Iterator[Path]:
-    """Depth 0 is a model, 1 a data set, 2 a target."""
-    if depth == 2:
-        named = TARGET.fullmatch(folder.name) or REST.fullmatch(folder.name)
-        if named and wanted(folder):
-            yield folder
-        return
-    children = _entries(folder)
-    folders = [child for child in children if os.path.isdir(child)]
-    ours = {child: list(_ours(child, depth + 1, wanted)) for child in folders}
-    whole = bool(children) and all(ours.get(child) == [child] for child in children)
-    if whole:
-        yield folder
-    else:
-        for below in ours.values():
-            yield from below
-
-
 def _folders(root: Path) -> list[Path]:
     # os.path, for pathlib's own raises where one may not look.
-    return [folder for folder in _entries(root) if os.path.isdir(folder)]
+    return [folder for folder in entries(root) if os.path.isdir(folder)]
 
 
-def _entries(folder: Path) -> list[Path]:
+def entries(folder: Path) -> list[Path]:
     """What is in a folder; nothing where that is gone or closed to this user."""
     try:
         return sorted(folder.iterdir())

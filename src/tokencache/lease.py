@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .files import is_running, make_folder, open_as, process_tag, read_json, write_json
+from .files import make_folder, open_as, read_json, write_json
+from .processes import is_running, process_tag
 
 BEAT_SECONDS = 1.0  # between two counts of a holder
 

@@ -21,6 +21,7 @@ from . import manifest, pairs, report, view
 from .errors import UserError
 from .files import key_of, link, published, read_json, write_json
 from .gather import Column, Gatherer, SplitRows
+from .inventory import PART_FILE
 from .pairs import PairRows
 from .progress import Progress
 from .readers import as_arrow
@@ -31,7 +32,6 @@ from .windows import cut_of, rows, split_of, windows
 ROWS_IN_A_BATCH = 1000
 TOKENS_IN_A_BATCH = 2**22  # ends a batch earlier, so that long rows need no more memory
 TOKENS_IN_A_FILE = 2**26  # of a split; some hundred MB
-PART = "files.json"
 
 Split = SplitRows | PairRows
 
@@ -107,7 +107,7 @@ def build_part(
     with published(out, folder=True) as folder:
         checksums = _write_files(folder, cache, splits, _data_files(splits)[number::count])
         files = manifest.contents(folder, checksums)
-        write_json(folder / PART, {"key": cache["key"], "files": files})
+        write_json(folder / PART_FILE, {"key": cache["key"], "files": files})
 
 
 def split_rows(
@@ -236,7 +236,7 @@ def _join(
     written: dict[str, tuple[Path, dict[str, Any]]] = {}
     for part in parts:
         with suppress(FileNotFoundError):
-            about = read_json(part / PART)
+            about = read_json(part / PART_FILE)
             if about["key"] == cache["key"]:
                 written |= {path: (part / path, made) for path, made in about["files"].items()}
     checksums = {}

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from functools import cache, cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any
 from . import __version__
 from .credentials import hidden
 from .errors import UserError
-from .files import key_of, make_folder, read_json, sweep, write_json
+from .files import key_of, make_folder, read_json, write_json
 
 WORK = Path(".tokencache")
 INDEX = WORK / "index.sqlite"
@@ -29,7 +27,6 @@ LOGS = Path("logs")
 LIBRARIES = ("numpy", "pyarrow", "tokenizers")
 WORKFLOW = ("workflow", "snakemake")  # stage and target of the process that starts the jobs
 NAME_DIGITS = 12  # of a key in the names of caches and runs, which stand beside few others
-PLANS_KEPT = 20
 
 
 def own_folders(cache: str, results: str) -> list[str]:
@@ -140,22 +137,13 @@ class Plan:
         return cls.read(plans[-1])
 
     def write(self) -> None:
-        """Write the plan file, and remove what killed jobs and runs long past left."""
+        """Write the plan file, which jobs read."""
         umask = os.umask(0o077) if self._has_credentials() else None
         try:
             write_json(self.path, self.data)
         finally:
             if umask is not None:
                 os.umask(umask)
-        for old in sorted(PLANS.glob("*.json"))[:-PLANS_KEPT]:
-            with suppress(FileNotFoundError):  # another run removes it
-                if time.time() - old.stat().st_mtime > 7 * 86400:
-                    old.unlink()
-        for marks in [*(WORK / "done").glob("*"), *(WORK / "progress").glob("*")]:
-            if not (PLANS / f"{marks.name}.json").exists():
-                shutil.rmtree(marks, ignore_errors=True)
-        for target in [*self.caches, *self.runs, *self.tokenizers, *self.fetches]:
-            sweep(Path(target), Path(parts_path(target)) if target in self.caches else None)
 
     def _has_credentials(self) -> bool:
         """Whether jobs find in the plan what nobody else should."""

@@ -21,7 +21,8 @@ from typing import Any
 
 from . import progress
 from .errors import UserError
-from .files import is_running, make_folder, process_tag
+from .files import make_folder
+from .processes import is_running, process_tag
 
 WRITE_SECONDS = 2.0
 BEAT_SECONDS = 10.0  # where nothing changed

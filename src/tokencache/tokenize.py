@@ -171,7 +171,7 @@ class _Shard:
             columns["loss_spans"] = pa.large_list(pa.int32())
         schema = pa.schema(columns)
         count = tokens = 0
-        with published(self.out) as temporary:
+        with published(self.out, keyed=True) as temporary:
             with Writer(temporary, schema) as writer, closing(self._rows(batches)) as found:
                 for rows in _regrouped(found):
                     writer.write(_record_batch(rows, schema))

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from . import manifest
 from .errors import UserError
 from .files import key_of, published, read_json, write_json
+from .inventory import FACTS_FILE
 from .probe import PROBE, around, probe, probe_ids
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from .references import Reference
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
-FACTS_FILE = "facts.json"
 
 # The files of a folder that AutoTokenizer may look at; weights lie beside them.
 FILES = (

@@ -3,13 +3,15 @@
     CACHE/.workflow-TAG.json    what the plan of the snakemake process TAG names
 
 So nobody removes what somebody else's workflow is about to read, from wherever it is run. One
-whose process is dead counts no longer, and one that can't be asked counts for a week.
+whose process is dead counts no longer. Where that can't be seen from here, one counts until its
+file was not touched for a day, which it is every minute.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,48 +19,71 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .files import ABANDONED_SECONDS, is_running, process_tag, read_json, write_json
+from .files import ABANDONED_SECONDS, read_json, write_json
 from .plan import Plan
+from .processes import TAG, is_running, process_tag
 
 PREFIX = ".workflow-"
+BEAT_SECONDS = 60.0
+SILENT_SECONDS = 86400.0  # of one that can't be asked
 
 
 @dataclass(frozen=True)
 class Running:
     """A workflow that runs, and what it works on.
 
-    who: for people. caches: by name, MODEL/DATASET/MAX_LENGTH-KEY. keys: of token shards,
-    tokenizers and fetched data. runs: their folders, finished or not.
+    who: for people. file: where it says so. caches: by name, MODEL/DATASET/MAX_LENGTH-KEY.
+    keys: of token shards, tokenizers and fetched data. runs: their folders, finished or not.
     """
 
     who: str
+    file: Path
     caches: frozenset[str]
     keys: frozenset[str]
     runs: frozenset[Path]
 
 
-def announce(plan: Plan) -> None:
-    """Tell others what this process's workflow works on, where the cache folder lets it."""
-    about = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "folder": os.getcwd(),
-        "caches": [os.path.relpath(path, plan.cache) for path in plan.caches],
-        "keys": plan.shared_keys(),
-        "runs": [os.path.realpath(path) for path in plan.runs],
-    }
-    with suppress(OSError, UserError):
-        for file in Path(plan.cache).glob(f"{PREFIX}*.json"):
-            if is_over(file):
-                file.unlink(missing_ok=True)
-        write_json(_file(plan), about)
+class Announcement:
+    """What this process's workflow works on, told to others from `start` to `end`, where the cache
+    folder lets it. The plan file is kept from being taken for an old one, too."""
 
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._file = Path(plan.cache, f"{PREFIX}{process_tag()}.json")
+        self._through = threading.Event()
+        self._thread = threading.Thread(target=self._go_on, daemon=True)
 
-def withdraw(plan: Plan) -> None:
-    """The workflow of this process has ended."""
-    with suppress(OSError):
-        _file(plan).unlink()
+    def start(self) -> None:
+        plan = self._plan
+        about = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            "folder": os.getcwd(),
+            "caches": [os.path.relpath(path, plan.cache) for path in plan.caches],
+            "keys": plan.shared_keys(),
+            "runs": [os.path.realpath(path) for path in plan.runs],
+        }
+        with suppress(OSError, UserError):
+            for file in Path(plan.cache).glob(f"{PREFIX}*.json"):
+                if is_over(file):
+                    file.unlink(missing_ok=True)
+            write_json(self._file, about)
+        self._thread.start()
+
+    def end(self) -> None:
+        """The workflow of this process has ended."""
+        self._through.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        with suppress(OSError):
+            self._file.unlink()
+
+    def _go_on(self) -> None:
+        while not self._through.wait(BEAT_SECONDS):
+            for path in (self._file, self._plan.path):
+                with suppress(OSError):
+                    os.utime(path)
 
 
 def running(cache: str | Path) -> list[Running]:
@@ -70,30 +95,29 @@ def running(cache: str | Path) -> list[Running]:
     for file in sorted(Path(cache).glob(f"{PREFIX}*.json")):
         try:
             if not is_over(file):
-                found.append(_running(read_json(file)))
+                found.append(_running(file, read_json(file)))
         except FileNotFoundError:  # ended just now
             continue
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{file} can't be read ({error}), so nobody knows what that workflow needs; "
-                "remove it if that workflow has ended"
+                "remove that file if the workflow has ended"
             ) from None
     return found
 
 
-def _running(about: dict[str, Any]) -> Running:
+def _running(file: Path, about: dict[str, Any]) -> Running:
     who = f"process {about['pid']} on {about['host']} in {about['folder']} since {about['since']}"
     runs = frozenset(map(Path, about.get("runs", ())))
-    return Running(who, frozenset(about["caches"]), frozenset(about["keys"]), runs)
-
-
-def _file(plan: Plan) -> Path:
-    return Path(plan.cache, f"{PREFIX}{process_tag()}.json")
+    return Running(who, file, frozenset(about["caches"]), frozenset(about["keys"]), runs)
 
 
 def is_over(file: Path) -> bool:
     """Whether the workflow that said this has ended, or must have. Raises OSError."""
-    alive = is_running(file.stem.removeprefix(PREFIX))
+    tag = file.stem.removeprefix(PREFIX)
+    alive = is_running(tag)
     if alive is None:
-        return time.time() - file.stat().st_mtime > ABANDONED_SECONDS
+        # One of an earlier version never says that it goes on.
+        seconds = SILENT_SECONDS if TAG.fullmatch(tag) else ABANDONED_SECONDS
+        return time.time() - file.stat().st_mtime > seconds
     return not alive

@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..workflows import running
 from .experiment import add_folder_words, folders_of
 from .on_disk import Cache, caches, chosen
-from .removal import delete, said, why_it_stays
+from .removal import delete, said, why_it_stays, why_not_ours
 from .shared import Thing, cache_thing, keys_of, needs_of, token_shards
 from .tables import ago, amount, count, show, show_json
 
@@ -38,7 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     found = caches(cache)
     wanted = found if arguments.all else chosen(found, arguments.name, cache)
     things = {one.name: cache_thing(one) for one in wanted}
-    stays = _stays(cache, results, wanted, things)
+    stays = _strange(wanted, things, arguments.all)
+    stays |= _stays(cache, results, wanted, things)
     doomed = [one for one in wanted if one.name not in stays]
     shared = {key for one in doomed if (needs := needs_of(one)) for key in needs.tokens}
     shards, note = _free(cache, doomed, shared)
@@ -63,6 +64,19 @@ def run(arguments: argparse.Namespace) -> int:
     return int(bool(wrong) or (bool(stays) and not arguments.all))
 
 
+def _strange(wanted: list[Cache], things: dict[str, Thing], all_: bool) -> dict[str, str]:
+    """Why nothing proves that tokencache made those of which that is so, by name.
+
+    What somebody names may be damaged.
+    """
+    found = {one.name: why_not_ours(things[one.name]) for one in wanted}
+    return {
+        one.name: f"it is not known to be made by tokencache: {found[one.name]}"
+        for one in wanted
+        if found[one.name] and (all_ or not (one.folder / inventory.CACHE_FILE).is_file())
+    }
+
+
 def _stays(
     cache: Path, results: Path | None, wanted: list[Cache], things: dict[str, Thing]
 ) -> dict[str, str]:
@@ -85,7 +99,7 @@ def _free(cache: Path, doomed: list[Cache], shared: set[str]) -> tuple[list[Thin
     except UserError as error:
         return [], f"no token shard goes: {error}"
     there = [thing for thing in token_shards(cache) if thing.key in shared]
-    free = [thing for thing in there if thing.key not in needed]
+    free = [thing for thing in there if thing.key not in needed and not why_not_ours(thing)]
     mine = [thing for thing in free if thing.mine]
     notes = []
     if len(there) > len(free):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -10,13 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .. import ours
 from ..files import ABANDONED_SECONDS, SUPERSEDED_SECONDS, is_left, is_still
+from ..leftovers import is_spare
 from ..workflows import PREFIX, is_over
 from .on_disk import Cache
-from .removal import holder_of
+from .removal import why_not_ours
 from .shared import Thing, cache_thing, folder_thing, keyed_folders, keys_of, token_shards
-
-BESIDE = re.compile(r"\.(?P<target>[0-9]+-[0-9a-f]{12})\.(?P<kind>checkpoints|building|parts)")
 
 
 @dataclass
@@ -31,9 +30,25 @@ class Wanted:
     runs: set[Path] = field(default_factory=set)
 
 
+@dataclass
+class Garbage:
+    """chosen: what may be deleted, in order. strange: what would be, but that nothing proves that
+    the workflow made it, by path with the reason."""
+
+    chosen: list[Thing] = field(default_factory=list)
+    strange: dict[str, str] = field(default_factory=dict)
+
+    def add(self, thing: Thing) -> bool:
+        if why := why_not_ours(thing):
+            self.strange[str(thing.paths[0])] = why
+        else:
+            self.chosen.append(thing)
+        return not why
+
+
 def garbage(
     cache: Path, found: list[Cache], wanted: Wanted, older: float, budget: int | None
-) -> list[Thing]:
+) -> Garbage:
     """What may be deleted, in order: what nobody needs, then caches that nothing refers to, the
     least recently used first, each followed by what only it needed.
 
@@ -57,7 +72,7 @@ def garbage(
             keys = list(keys_of(by_name[thing.key]))
             uses.subtract(keys)
             choice.take(old[key] for key in keys if key in old and not uses[key])
-    return choice.chosen
+    return choice.garbage
 
 
 class _Choice:
@@ -65,16 +80,16 @@ class _Choice:
 
     def __init__(self, size: int, budget: int | None) -> None:
         self._size, self._budget = size, budget
-        self.chosen: list[Thing] = []
+        self.garbage = Garbage()
 
     def take(self, things: Iterable[Thing]) -> bool:
         """Whether any of them had to be taken."""
-        before = len(self.chosen)
+        before = len(self.garbage.chosen)
         for thing in things:
-            if self._budget is None or self._size > self._budget:
-                self.chosen.append(thing)
+            full = self._budget is None or self._size > self._budget
+            if full and self.garbage.add(thing):
                 self._size -= thing.bytes
-        return len(self.chosen) > before
+        return len(self.garbage.chosen) > before
 
 
 def _by_time(things: Iterable[Thing]) -> list[Thing]:
@@ -102,15 +117,29 @@ def leftovers(cache: Path) -> Iterator[Thing]:
             yield thing
 
 
+def left_of_runs(results: Path) -> Iterator[Thing]:
+    """What killed trainings left of runs that are there, or that nobody will go on with."""
+    for path in results.glob("*/*/.*"):
+        named = ours.BESIDE.fullmatch(path.name)
+        if named is None:
+            left = is_left(path)
+        elif named["kind"] == "building" or path.with_name(named["target"]).exists():
+            left = is_spare(path)
+        else:
+            left = False
+        if left:
+            with suppress(OSError):  # gone meanwhile
+                yield folder_thing("leftover", str(path), path, path.lstat().st_mtime)
+
+
 def unfinished(results: Path, wanted: Wanted) -> Iterator[Thing]:
-    """Checkpoints of runs that are there or that nothing refers to, and nobody trains."""
+    """Checkpoints of runs that are not there, that nothing refers to, and nobody trains."""
     for path in results.glob("*/*/.*.checkpoints"):
-        named = BESIDE.fullmatch(path.name)
+        named = ours.BESIDE.fullmatch(path.name)
         if named is None:
             continue
         run = path.with_name(named["target"])
-        spare = run.exists() or run.resolve() not in wanted.runs
-        if spare and holder_of(run) is None and is_still(path, SUPERSEDED_SECONDS):
+        if not run.exists() and run.resolve() not in wanted.runs and is_spare(path):
             yield folder_thing("unfinished run", str(path), path, path.stat().st_mtime)
 
 
@@ -124,11 +153,11 @@ def _is_leftover(path: Path) -> bool:
         return is_left(path)
     if path.name.startswith(PREFIX):
         return is_over(path)
-    named = BESIDE.fullmatch(path.name)
+    named = ours.BESIDE.fullmatch(path.name)
     if named is None:
         return False
     target = path.with_name(named["target"])
     if named["kind"] == "building":
-        return holder_of(target) is None and is_still(path, SUPERSEDED_SECONDS)
+        return is_spare(path)
     there = target.exists() and named["kind"] == "parts"
     return is_still(path, SUPERSEDED_SECONDS if there else ABANDONED_SECONDS)

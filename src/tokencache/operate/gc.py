@@ -12,20 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import config_files, inventory
+from .. import config_files, inventory, leftovers
 from ..config import load as load_config
 from ..errors import UserError
 from ..fields import size_in_bytes
 from ..inventory import is_mine
+from ..leftovers import is_spare
+from ..ours import BESIDE
 from ..workflows import running
-from .garbage import BESIDE, Wanted, garbage, unfinished
+from .garbage import Garbage, Wanted, garbage, left_of_runs, unfinished
 from .on_disk import Cache, caches, runs_by_cache
 from .removal import delete, said, trained_by
-from .shared import Thing, keys_of
+from .shared import Thing, folder_thing, keys_of
 from .tables import TIMES, ago, amount, count, iso, show, show_json
 
 if TYPE_CHECKING:
     from ..plan import Plan
+
+SHOWN = 20  # of what nothing is known of, one line each
 
 
 def add_words(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +40,8 @@ def add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--older", metavar="AGE", type=_seconds, default=0.0, help=text)
     text = "only until the cache folder is no larger, such as 100GB; the least recently used first"
     parser.add_argument("--keep", metavar="SIZE", type=_bytes, help=text)
+    text = "also checkpoints of unfinished trainings of other configurations"
+    parser.add_argument("--unfinished", action="store_true", help=text)
     parser.add_argument("--delete", action="store_true", help="do it; without, it is only said")
     parser.add_argument("--json", action="store_true", help="for programs")
 
@@ -51,17 +57,18 @@ def run(arguments: argparse.Namespace) -> int:
     inventory.check_open(cache)
     found = caches(cache)
     wanted = _wanted(cache, found, experiments)
-    chosen = garbage(cache, found, wanted, arguments.older, arguments.keep)
-    if arguments.keep is None:
-        results = dict.fromkeys(experiment.results for experiment in experiments)
-        stopped = (thing for folder in results for thing in unfinished(folder, wanted))
-        now = time.time()
-        chosen += [t for t in stopped if t.mine and now - t.time >= arguments.older]
+    rubbish = garbage(cache, found, wanted, arguments.older, arguments.keep)
+    kept = _of_experiments(rubbish, experiments, wanted, arguments)
+    chosen = rubbish.chosen
     gone, wrong = _delete(chosen, cache) if arguments.delete else ([], [])
+    stays = _stays(rubbish, found, wanted)
     if arguments.json:
-        _show_json(chosen, _stays(chosen, found, wanted), gone, wrong)
+        _show_json(chosen, stays, kept, gone, wrong)
     else:
-        _show(chosen, _stays(chosen, found, wanted))
+        _show(chosen, stays, rubbish.strange)
+        if kept:
+            print(f"stays: {said(kept)}, of other configurations; to delete them, too, add "
+                  "--unfinished")  # fmt: skip
         if arguments.delete:
             print(f"deleted: {said(gone)}" if gone else "nothing was deleted")
         elif chosen:
@@ -148,6 +155,35 @@ def _wanted(cache: Path, found: list[Cache], experiments: list[_Experiment]) -> 
     return wanted
 
 
+def _of_experiments(
+    rubbish: Garbage, experiments: list[_Experiment], wanted: Wanted, arguments: argparse.Namespace
+) -> list[Thing]:
+    """Add what may go from the results and workflow folders; returns the unfinished runs that stay.
+
+    Where only the cache folder has to become smaller, none of them has to go.
+    """
+    if arguments.keep is not None:
+        return []
+    for folder in dict.fromkeys(experiment.folder for experiment in experiments):
+        for path in leftovers.of_folder(folder):
+            with contextlib.suppress(OSError):  # gone meanwhile
+                thing = folder_thing("leftover", str(path), path, path.lstat().st_mtime)
+                if thing.mine:
+                    rubbish.add(thing)
+    stopped = []
+    for results in dict.fromkeys(experiment.results for experiment in experiments):
+        for thing in left_of_runs(results):
+            if thing.mine:
+                rubbish.add(thing)
+        stopped += [thing for thing in unfinished(results, wanted) if thing.mine]
+    if not arguments.unfinished:
+        return stopped
+    for thing in stopped:
+        if time.time() - thing.time >= arguments.older:
+            rubbish.add(thing)
+    return []
+
+
 def _delete(chosen: list[Thing], cache: Path) -> tuple[list[Thing], list[str]]:
     """Delete what may still go: it takes a while to find out, and a workflow may have begun."""
     workflows = running(cache)
@@ -161,28 +197,34 @@ def _delete(chosen: list[Thing], cache: Path) -> tuple[list[Thing], list[str]]:
     stays = {t.key for t in chosen if t.kind == "cache"} - {t.key for t in gone}
     needed.update(key for name in stays & there.keys() for key in keys_of(there[name]))
     others = [t for t in chosen if t.kind != "cache" and t.key not in needed]
-    more, failed = delete(t for t in others if _run_of(t) not in runs)
+    more, failed = delete(t for t in others if _may_go(t, runs))
     return gone + more, wrong + failed
 
 
-def _run_of(thing: Thing) -> Path | None:
-    """Of checkpoints: the run that they are of."""
-    named = BESIDE.fullmatch(thing.paths[0].name)
-    return thing.paths[0].with_name(named["target"]).resolve() if named else None
+def _may_go(thing: Thing, runs: set[Path]) -> bool:
+    """Of what stands beside a target: whether still nobody works with it."""
+    path = thing.paths[0]
+    named = BESIDE.fullmatch(path.name)
+    return not named or (path.with_name(named["target"]).resolve() not in runs and is_spare(path))
 
 
-def _stays(chosen: list[Thing], found: list[Cache], wanted: Wanted) -> dict[str, str]:
+def _stays(rubbish: Garbage, found: list[Cache], wanted: Wanted) -> dict[str, str]:
     """Why each cache stays that does, by name."""
-    go = {thing.key for thing in chosen if thing.kind == "cache"}
+    go = {thing.key for thing in rubbish.chosen if thing.kind == "cache"}
     return {
-        one.name: wanted.caches.get(one.name)
-        or ("not asked for by --older and --keep" if is_mine(one.folder) else "of other users")
+        one.name: wanted.caches.get(one.name) or _why(one, rubbish)
         for one in found
         if one.name not in go
     }
 
 
-def _show(chosen: list[Thing], stays: dict[str, str]) -> None:
+def _why(one: Cache, rubbish: Garbage) -> str:
+    if str(one.folder) in rubbish.strange:
+        return "not known to be made by tokencache"
+    return "not asked for by --older and --keep" if is_mine(one.folder) else "of other users"
+
+
+def _show(chosen: list[Thing], stays: dict[str, str], strange: dict[str, str]) -> None:
     rows = [_row([thing], thing.key) for thing in chosen if thing.kind != "token shard"]
     if shards := [thing for thing in chosen if thing.kind == "token shard"]:
         rows.append(_row(shards, f"({len(shards):,})"))
@@ -191,6 +233,10 @@ def _show(chosen: list[Thing], stays: dict[str, str]) -> None:
         print()
     for reason, number in Counter(stays.values()).items():
         print(f"stays: {count(number, 'cache')} {reason}")
+    for path, why in list(strange.items())[:SHOWN]:
+        print(f"stays: {path}: {why}")
+    if len(strange) > SHOWN:
+        print(f"stays: {len(strange) - SHOWN:,} more that have no record of tokencache's")
     frees = sum(thing.bytes for thing in chosen)
     print(f"frees {amount(frees)}: {said(chosen)}" if chosen else "nothing may go")
 
@@ -201,7 +247,11 @@ def _row(things: list[Thing], name: str) -> list[str]:
 
 
 def _show_json(
-    chosen: list[Thing], stays: dict[str, str], gone: list[Thing], wrong: list[str]
+    chosen: list[Thing],
+    stays: dict[str, str],
+    kept: list[Thing],
+    gone: list[Thing],
+    wrong: list[str],
 ) -> None:
     show_json(
         {
@@ -217,6 +267,7 @@ def _show_json(
             ],
             "bytes": sum(thing.bytes for thing in chosen),
             "stays": stays,
+            "unfinished": [str(thing.paths[0]) for thing in kept],
             "deleted": len(gone),
             "failed": wrong,
         }

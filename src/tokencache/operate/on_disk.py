@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import inventory, marks
 from ..errors import UserError
-from ..files import read_json
+from ..files import read_json, size_of
 
 NEEDED = {"key", "documents", "splits", "files", "settings", "tokenizer", "versions"}
 
@@ -90,15 +90,6 @@ def _cache(folder: Path) -> Cache | None:
     except OSError:
         return None
     return Cache(folder, about, made, marks.last_used(folder), marks.is_pinned(folder), size)
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; what goes meanwhile is not counted."""
-    size = 0
-    for file in path.rglob("*") if path.is_dir() else [path]:
-        with suppress(OSError):
-            size += file.lstat().st_size if file.is_file() else 0
-    return size
 
 
 def chosen(found: list[Cache], names: Sequence[str], cache: str | Path) -> list[Cache]:

@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import pwd
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
-from .. import lease
+from .. import ours
 from ..errors import UserError
-from ..files import SUPERSEDED_SECONDS, is_still, remove
-from ..plan import building_path
+from ..files import remove
+from ..inventory import KEY
+from ..leftovers import holder_of
 from ..workflows import Running
 from .on_disk import Cache
 from .shared import Thing
 from .tables import amount, count
+
+_PROOFS: dict[str, Callable[[Path], str | None]] = {
+    "cache": ours.why_not_a_cache,
+    "run": ours.why_not_a_run,
+    "unfinished run": ours.why_not_beside,
+    "token shard": ours.why_not_a_shard,
+    "tokenizer": ours.why_not_a_tokenizer,
+    "fetched data": ours.why_not_fetched,
+    "quarantine": ours.why_not_put_away,
+}
+
+
+def why_not_ours(thing: Thing) -> str | None:
+    """Why nothing proves that the workflow made a thing; None where its own records do."""
+    path = thing.paths[0]
+    if proof := _PROOFS.get(thing.kind):
+        return proof(path)
+    if ours.BESIDE.fullmatch(path.name):
+        return ours.why_not_beside(path)
+    # Other leftovers were looked at when they were found to be such.
+    return ours.why_not_a_shard(path) if KEY.fullmatch(path.stem) else None
 
 
 def why_it_stays(
@@ -41,14 +62,6 @@ def trained_by(one: Cache, results: Path) -> str | None:
         if holder := holder_of(run):
             return f"process {holder['pid']} on {holder['host']} makes {run}"
     return None
-
-
-def holder_of(target: Path) -> dict[str, Any] | None:
-    """Who says that he makes a target, and said so again within the hour."""
-    place = building_path(target)
-    if is_still(place, SUPERSEDED_SECONDS):
-        return None
-    return lease.Watch(place, float("inf")).look(end=False)
 
 
 def _owner(folder: Path) -> str:

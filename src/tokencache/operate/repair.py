@@ -18,8 +18,15 @@ from typing import Any
 from .. import making, marks, ranks
 from ..config import Combination, Config
 from ..errors import UserError
-from ..files import key_of, make_folder, read_json
-from ..inventory import CACHE_FILE, QUARANTINE, RUN_FILE, cache_folders, run_folders
+from ..files import key_of, make_folder, read_json, write_json
+from ..inventory import (
+    CACHE_FILE,
+    QUARANTINE,
+    QUARANTINE_FILE,
+    RUN_FILE,
+    cache_folders,
+    run_folders,
+)  # fmt: skip
 from ..plan import PLANS, Plan
 from .experiment import plan_of
 from .integrity import Thing, confirmed, written
@@ -64,6 +71,9 @@ def quarantine(found: list[Finding], cache: str) -> None:
             one.fate = "left where it is; delete it, and snakemake trains it again"
         elif one.state is not None:
             _put_away(one, Path(cache), place)
+    if place.exists():
+        with suppress(OSError, UserError):  # without, nothing proves what the folder is
+            write_json(place / QUARANTINE_FILE, [one.json() for one in found if one.quarantine])
 
 
 def _put_away(one: Finding, cache: Path, place: Path) -> None:

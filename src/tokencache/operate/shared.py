@@ -12,7 +12,8 @@ from pathlib import Path
 
 from .. import inventory
 from ..errors import UserError
-from .on_disk import Cache, size_of
+from ..files import size_of
+from .on_disk import Cache
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,20 @@ NOTHING = Needs({}, frozenset())
 
 
 def needs_of(cache: Cache) -> Needs | None:
-    """None where it can't be told, since its cache.json can't be read; it may be gone."""
+    """None where it can't be told, since its cache.json can't be read.
+
+    Without one it is gone, or was never a cache.
+    """
     with suppress(OSError, ValueError, KeyError, TypeError):
         if cache.about:
             return _needs(inventory.sources_text(cache.folder))
-    return NOTHING if not cache.folder.exists() else None
+    try:
+        os.lstat(cache.folder / inventory.CACHE_FILE)
+    except (FileNotFoundError, NotADirectoryError):
+        return NOTHING
+    except OSError:
+        pass
+    return None
 
 
 @lru_cache(maxsize=64)
@@ -60,7 +70,7 @@ def _needs(text: bytes) -> Needs:
     for files in json.loads(text).values():
         for file in files:
             above = Path(file["path"]).parent
-            if above.parent.name == "sources" and inventory.KEYED.fullmatch(above.name):
+            if above.parent.name == "sources" and inventory.KEY.fullmatch(above.name):
                 sources.add(above.name)
             for shard in file["shards"]:
                 for side in ("tokens", "target_tokens"):
@@ -80,7 +90,7 @@ def _shards_in(part: os.DirEntry) -> Iterator[Thing]:
     files: dict[str, list[os.DirEntry]] = {}
     for entry in _entries(part):
         key, _, kind = entry.name.partition(".")
-        if inventory.KEYED.fullmatch(key) and kind in ("arrow", "json"):
+        if inventory.KEY.fullmatch(key) and kind in ("arrow", "json"):
             files.setdefault(key, []).append(entry)
     for key, found in files.items():
         with suppress(OSError):  # gone meanwhile
@@ -95,7 +105,7 @@ def _shards_in(part: os.DirEntry) -> Iterator[Thing]:
 def keyed_folders(cache: str | Path, name: str, kind: str) -> Iterator[Thing]:
     """The folders of cache/tokenizers or cache/sources."""
     for entry in _entries(Path(cache, name)):
-        if entry.is_dir() and inventory.KEYED.fullmatch(entry.name) and entry.name[0] != ".":
+        if entry.is_dir() and inventory.KEY.fullmatch(entry.name):
             with suppress(OSError):
                 path = Path(entry)
                 yield folder_thing(kind, entry.name, path, entry.stat().st_mtime)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import costs, inventory
+from ..files import size_of
 from .experiment import add_folder_words, folders_of
-from .on_disk import Cache, caches, size_of
+from .on_disk import Cache, caches
 from .shared import Thing, keyed_folders, needs_of, token_shards
 from .tables import amount, count, duration, show, show_json
 
