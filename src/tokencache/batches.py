@@ -58,10 +58,12 @@ def batches(
 
 def _missing(config: Config, token_sets: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     """The token sets that wait for each token shard that is not there."""
-    there = {folder.name: _shards_in(folder) for folder in _tokenizer_folders(config)}
+    # A folder that others have there may be closed to us.
+    tokenizers = dict.fromkeys(made_of["tokenizer"] for made_of in token_sets.values())
+    there = {name: _shards_in(Path(config.cache, "tokens", name)) for name in tokenizers}
     waiting: dict[str, list[str]] = {}
     for token_set, made_of in token_sets.items():
-        known = there.get(made_of["tokenizer"], ())
+        known = there[made_of["tokenizer"]]
         for keys in made_of["splits"].values():
             for key in keys:
                 if key not in known:
@@ -69,15 +71,10 @@ def _missing(config: Config, token_sets: dict[str, dict[str, Any]]) -> dict[str,
     return waiting
 
 
-def _tokenizer_folders(config: Config) -> list[Path]:
-    folder = Path(config.cache, "tokens")
-    return [f for f in folder.iterdir() if f.is_dir()] if folder.is_dir() else []
-
-
 def _shards_in(folder: Path) -> set[str]:
     """Keys of the token shards of one tokenizer that are there."""
     found = set()
-    for part in os.scandir(folder):
+    for part in os.scandir(folder) if folder.is_dir() else ():
         for entry in os.scandir(part.path) if part.is_dir() else ():
             if entry.name.endswith(".arrow"):
                 found.add(entry.name.removesuffix(".arrow"))

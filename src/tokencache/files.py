@@ -193,7 +193,7 @@ def size_of(path: Path) -> int:
 
 def remove_dead(final: Path) -> None:
     """Remove what killed processes left of the same target."""
-    for left in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
+    for left in matches(final.parent, f".{glob.escape(final.name)}.*.tmp"):
         if _target_of(left) == final.name:
             remove_if_dead(left)
 
@@ -254,6 +254,16 @@ def remove(target: Path) -> None:
         os.rename(target, temporary / target.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def matches(root: Path, *patterns: str) -> list[Path]:
+    """What is below a folder and called so, in order; what goes or is closed is left out.
+
+    No * means a name that begins with a dot.
+    """
+    # pathlib's own raises where something goes meanwhile.
+    found = [glob.glob(f"{glob.escape(str(root))}/{pattern}") for pattern in patterns]
+    return sorted(Path(path) for paths in found for path in paths)
 
 
 def is_still(folder: Path, seconds: float) -> bool:

@@ -17,6 +17,7 @@ from .files import (
     SUPERSEDED_SECONDS,
     is_left,
     is_still,
+    matches,
     read_json,
     remove_dead,
     remove_if_dead,
@@ -48,7 +49,7 @@ def take(plan: Plan) -> None:
         _take_beside(Path(cache), Path(parts_path(cache)))
     for run in plan.runs:
         _take_beside(Path(run), checkpoints_path(run))
-    for left in Path(plan.cache).glob("tokens/*/*/.*.tmp"):
+    for left in matches(Path(plan.cache), "tokens/*/*/.*.tmp"):
         remove_if_dead(left)
     for left in of_folder(Path()):
         if plan.data["id"] not in (left.name, left.stem):
@@ -86,16 +87,16 @@ def holder_of(target: Path) -> dict[str, Any] | None:
 def of_folder(folder: Path) -> Iterator[Path]:
     """What is left in the folder of a workflow: of plans that are through, and their marks."""
     plans = folder / PLANS
-    for old in sorted(plans.glob("*.json"))[:-PLANS_KEPT]:
+    for old in matches(plans, "*.json")[:-PLANS_KEPT]:
         with suppress(FileNotFoundError):  # another run removes it
             if PLAN_ID.fullmatch(old.stem) and time.time() - old.stat().st_mtime > PLAN_SECONDS:
                 yield old
-    yield from (left for left in plans.glob(".*.tmp") if is_left(left))
-    found = [*(folder / WORK / "done").glob("*"), *(folder / WORK / "progress").glob("*")]
+    yield from (left for left in matches(plans, ".*.tmp") if is_left(left))
+    found = matches(folder / WORK, "done/*", "progress/*")
     over = {path.name: _is_over(folder, path.name) for path in found if path.is_dir()}
     yield from (path for path in found if over.get(path.name))
     # Who was killed before he had the lease.
-    for left in (folder / PLANNING).glob(".*"):
+    for left in matches(folder / PLANNING, ".*"):
         if is_running(left.name[1:].rpartition("-")[0]) is False or is_still(
             left, ABANDONED_SECONDS
         ):

@@ -13,7 +13,7 @@ from pathlib import Path
 from .. import inventory, leftovers, ours
 from ..config import Config
 from ..errors import UserError
-from ..files import TEMPORARY, is_left
+from ..files import TEMPORARY, is_left, matches
 from ..inventory import PUT_AWAY, QUARANTINE, SHARED
 from ..plan import Plan
 from ..workflows import PREFIX, is_over, running
@@ -144,7 +144,7 @@ class AllOutput:
     def _find_beside(self) -> None:
         """Checkpoints, and what killed jobs left, of the targets that are meant."""
         for root, kind in ((self._cache, "caches"), (self._results, "runs")):
-            for path in sorted(root.glob("*/*/.*")):
+            for path in matches(root, "*/*/.*"):
                 model = path.parts[-3]
                 if kind == "caches" and model in SHARED:
                     continue
@@ -191,8 +191,10 @@ class AllOutput:
         yield from token_shards(self._cache)
         yield from keyed_folders(self._cache, "tokenizers", "tokenizer")
         yield from keyed_folders(self._cache, "sources", "fetched data")
-        for path in sorted(self._cache.glob(f"{QUARANTINE}/*")):
-            if PUT_AWAY.fullmatch(path.name):
+        for path in matches(self._cache, f"{QUARANTINE}/*"):
+            with suppress(OSError):
+                if not PUT_AWAY.fullmatch(path.name):
+                    continue
                 yield folder_thing("quarantine", path.name, path, path.lstat().st_mtime)
 
 
@@ -203,7 +205,7 @@ def check_nobody_works(cache: Path, results: Path) -> None:
         for one in running(cache)
     ]
     for root in (cache, results):
-        for place in root.glob("*/*/.*.building"):
+        for place in matches(root, "*/*/.*.building"):
             target = place.with_name(place.stem.removeprefix("."))
             if holder := leftovers.holder_of(target):
                 works.append(f"process {holder['pid']} on {holder['host']}, which makes {target}")
@@ -216,12 +218,11 @@ def check_nobody_works(cache: Path, results: Path) -> None:
 
 def _hidden(cache: Path) -> Iterator[Path]:
     """What dead processes left among the things that caches share."""
-    for pattern in (".*", "tokenizers/.*", "sources/.*", "tokens/*/*/.*"):
-        for path in sorted(cache.glob(pattern)):
-            with suppress(OSError):  # gone meanwhile
-                told = path.name.startswith(PREFIX) and path.suffix == ".json" and is_over(path)
-                if told or is_left(path):
-                    yield path
+    for path in matches(cache, ".*", "tokenizers/.*", "sources/.*", "tokens/*/*/.*"):
+        with suppress(OSError):  # gone meanwhile
+            told = path.name.startswith(PREFIX) and path.suffix == ".json" and is_over(path)
+            if told or is_left(path):
+                yield path
 
 
 def _joined(root: Path, paths: set[Path]) -> list[Path]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import ours
-from ..files import ABANDONED_SECONDS, SUPERSEDED_SECONDS, is_left, is_still
+from ..files import ABANDONED_SECONDS, SUPERSEDED_SECONDS, is_left, is_still, matches
 from ..leftovers import is_spare
 from ..workflows import PREFIX, is_over
 from .on_disk import Cache
@@ -108,7 +108,7 @@ def _shared(cache: Path) -> Iterator[Thing]:
 
 def leftovers(cache: Path) -> Iterator[Thing]:
     """What processes that are dead, or must be, left in a cache folder."""
-    for path in _hidden(cache):
+    for path in matches(cache, ".*", "tokenizers/.*", "sources/.*", "tokens/*/*/.*", "*/*/.*"):
         with suppress(OSError):  # gone meanwhile
             if _is_leftover(path):
                 yield folder_thing("leftover", str(path), path, path.lstat().st_mtime)
@@ -119,7 +119,7 @@ def leftovers(cache: Path) -> Iterator[Thing]:
 
 def left_of_runs(results: Path) -> Iterator[Thing]:
     """What killed trainings left of runs that are there, or that nobody will go on with."""
-    for path in results.glob("*/*/.*"):
+    for path in matches(results, "*/*/.*"):
         named = ours.BESIDE.fullmatch(path.name)
         if named is None:
             left = is_left(path)
@@ -134,18 +134,13 @@ def left_of_runs(results: Path) -> Iterator[Thing]:
 
 def unfinished(results: Path, wanted: Wanted) -> Iterator[Thing]:
     """Checkpoints of runs that are not there, that nothing refers to, and nobody trains."""
-    for path in results.glob("*/*/.*.checkpoints"):
+    for path in matches(results, "*/*/.*.checkpoints"):
         named = ours.BESIDE.fullmatch(path.name)
         if named is None:
             continue
         run = path.with_name(named["target"])
         if not run.exists() and run.resolve() not in wanted.runs and is_spare(path):
             yield folder_thing("unfinished run", str(path), path, path.stat().st_mtime)
-
-
-def _hidden(cache: Path) -> Iterator[Path]:
-    for pattern in (".*", "tokenizers/.*", "sources/.*", "tokens/*/*/.*", "*/*/.*"):
-        yield from cache.glob(pattern)
 
 
 def _is_leftover(path: Path) -> bool:
