@@ -13,8 +13,10 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from tokencache import conversations
-from tokencache.chat import Chat, inspect
+from tokencache import conversations, templates
+from tokencache.chat import Chat
+from tokencache.errors import UserError
+from tokencache.templates import inspect, uncommented
 
 CHATML = """{%- for message in messages %}
 {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
@@ -161,14 +163,52 @@ def test_null_is_absence_as_in_transformers(tokenizer):
     """Columns of Parquet and Arrow have every key in every message."""
     template = (
         "{% for m in messages %}{% if m['content'] is none %}none{% else %}{{ m['content'] }}"
-        "{% endif %}{{ m.tool_calls | length }}{% if m.name is defined %}!{% endif %}{% endfor %}"
+        "{% endif %}{{ m.tool_calls | length }}{% if m.name is defined %}!{% endif %}"
+        "{% for call in m.tool_calls %}{{ call.function.name }}{% endfor %}{% endfor %}"
     )
     messages = [*talk("a"), {"role": "assistant", "content": None, "tool_calls": [CALL]}]
     everywhere = [{"name": None, "tool_calls": None, **m} for m in messages]
     made = Chat(template, {}, False)
     for found in (messages, everywhere):
         wanted = tokenizer.apply_chat_template(found, chat_template=template, tokenize=False)
-        assert made.document(found, None)[0] == wanted == "a01"
+        assert made.document(found, None)[0] == wanted == "a01sum"
+
+
+NONE_ASKED = (
+    "{% for m in messages %}{% if m.content is none %}{{ m.tool_calls[0].function.name }}"
+    "{% else %}{{ m.content TAIL }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("tail", ["+ ''", ""])  # refuses a call without content, or loses it
+@pytest.mark.parametrize("content", [{}, {"content": None}])
+def test_calls_without_content_where_the_template_asks_for_none(tail, content):
+    template = NONE_ASKED.replace("TAIL", tail)
+    messages = [*talk("a"), {"role": "assistant", **content, "tool_calls": [CALL]}]
+    assert Chat(template, {}, False).document(messages, None)[0] == "asum"
+    assert said(template, messages) == ["sum"]
+    plain = [*talk("a"), {"role": "assistant", "content": "b", "tool_calls": [CALL]}]
+    assert Chat(template, {}, False).document(plain, None)[0] == "ab"
+
+
+def test_calls_that_a_template_never_writes_are_as_in_transformers(tokenizer):
+    template = "{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}"
+    messages = [*talk("a"), {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    wanted = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+    assert Chat(template, {}, False).document(messages, None)[0] == wanted == "useraassistant"
+
+
+def test_rows_with_tools_take_their_own_template(tokenizer):
+    named = {"default": CHATML, "tool_use": TOOLS}
+    made = Chat(CHATML, {}, True, tool_template=TOOLS)
+    for tools in ([TOOL], None):
+        tokenizer.chat_template = named
+        wanted = tokenizer.apply_chat_template(talk("a", "b"), tools=tools, tokenize=False)
+        tokenizer.chat_template = None
+        text, spans = made.document(talk("a", "b"), tools)
+        assert text == wanted
+        assert ("# Tools" in text) == bool(tools)
+        assert [text[a:b] for a, b in spans] == ["b<|im_end|>"]
 
 
 STARTS = [
@@ -271,31 +311,134 @@ def test_marks_in_a_macro_are_found_out(template):
     ).hidden
 
 
+def test_marks_of_a_completion_are_those_of_its_messages():
+    """Also where the assistant speaks in the prompt."""
+    chat = talk("a", "b", "c", " d")
+    text, spans = Chat(MARKED, {}, True).document(chat, None, first=3)
+    assert [text[a:b] for a, b in spans] == [" d</s>"]
+    part = MARKED.replace("</s>{% endgeneration", "{% endgeneration").replace("_ +%}", " +%}")
+    assert part != MARKED
+    text, spans = Chat(part, {}, True).document(chat, None, first=3)
+    assert [text[a:b] for a, b in spans] == [" d"]
+
+
+# Bounds
+
+
+LOOP = "{% for X in range(9999) %}"
+
+
 @pytest.mark.parametrize(
-    ("template", "why"),
+    ("template", "wanted"),
     [
-        # The thinking of all but the last message is left out, as reasoning models do.
-        (
-            "{% for m in messages %}{% if m.role == 'assistant' %}"
-            "{% if loop.last %}<think>{% endif %}{% endif %}{{ m.content }}{% endfor %}",
-            "the template writes it otherwise when more follows",
-        ),
-        ("{% if messages[-1].role == 'user' %}U{% endif %}"
-         "{% for m in messages %}{{ m.content }}{% endfor %}",
-         "the template rewrites what stands before it"),
-        ("{% if messages | length == 1 %}{{ raise_exception('no') }}{% endif %}"
-         "{% for m in messages %}{{ m.content }}{% endfor %}",
-         "the chat template refuses these messages: no"),
+        (LOOP * 3 + "{% endfor %}" * 3, "takes more than 100,000 steps for one row"),
+        ("{% for a in 'x' * 999 %}" * 5 + "{% endfor %}" * 5, "more than 100,000 steps"),
+        ("{% for a in messages * 999 %}" * 5 + "{% endfor %}" * 5, "more than 100,000 steps"),
+        ("{% for a in (messages * 999) | map(attribute='role') %}" * 5 + "{% endfor %}" * 5,
+         "more than 100,000 steps"),
+        (LOOP + "{{ range(9999) | sum }}{% endfor %}", "more than 100,000 steps"),
+        ("{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) if n else '' }}{% endmacro %}{{ f(50) }}",
+         "more than 100,000 steps"),
+        ("{% for x in messages recursive %}{{ loop([1, 1]) }}{% endfor %}", "RecursionError"),
+        ("{{ 'x' * 10 ** 9 }}", "makes more than 1,000,000 characters"),
+        ("{{ [1] * 10 ** 9 }}", "makes more than"),
+        ("{{ 9 ** (10 ** 9) }}", "makes more than"),
+        ("{{ '%99999999d' % 1 }}", "pads a text"),
+        ("{% set n = namespace(x='x') %}" + LOOP + "{% set n.x = n.x ~ n.x %}{% endfor %}",
+         "makes more than"),
+        ("{% set n = namespace(x='x') %}" + LOOP + "{% set n.x = n.x + n.x %}{% endfor %}",
+         "makes more than"),
+        ("{% set n = namespace(x='x') %}" + LOOP
+         + "{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}", "makes more than"),
+        (LOOP + "{{ 'x' * 99999 }}{% endfor %}", "makes more than"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_traced_is_said(template, why):
-    messages = talk("A", "B", "C", "D")
-    made = Chat(template, {}, True)
-    message = fails(lambda: made.document(messages, None), why, "{% generation %}", "loss: all")
-    assert message.startswith(
-        "loss: assistant: it can't be told where the assistant speaks in message 2: "
+def test_templates_are_bounded(monkeypatch, template, wanted):
+    monkeypatch.setattr(templates, "MOST_STEPS", 100_000)
+    monkeypatch.setattr(templates, "MOST_CHARACTERS", 1_000_000)
+    fails(lambda: Chat(template, {}, False).document(talk("a"), None), wanted, "models.NAME")
+
+
+def test_no_template_runs_for_long():
+    template = LOOP * 3 + "{% endfor %}" * 3
+    fails(lambda: Chat(template, {}, False).document(talk("a"), None), "10,000,000 steps")
+
+
+def test_bounds_change_no_text(tokenizer):
+    template = (
+        "{% macro f(m, n=1) -%} {{ m }}<{{ n }}|{{ nothing }}|{{ [1, 'a', none] }}>{{ caller }} "
+        "{%- endmacro %}{% macro g() %}[{{ caller(1) }}]{% endmacro %}"
+        "{% for m in messages if m.content %}{{ loop.index }}/{{ loop.length }}{{ f(m.content) }}"
+        "{% call(x) g() %} {{ x }} {% endcall %}{% else %}none{% endfor %}"
+        "{% for m in messages | selectattr('content') %}{{ loop.last }}{{ loop.length }}"
+        "{% endfor %}"
+        "{% for k, v in {'a': 1}.items() %}{{ k ~ v ~ none }}{% endfor %}"
+        "{% for x in [[1, [2]], 3] recursive %}{{ loop(x) if x is iterable else x }}{% endfor %}"
+        "{% filter upper %}{{ 'a' + 'b' * 2 }}x{% endfilter %}{% set y %}{{ 7 % 4 }}z{% endset %}"
+        "{{ y }}{{ 2 ** 3 }}{{ [1] + [2] }}{{ '%d-%s' % (1, 'a') }}{{ range(3) | list }}"
+        "{% for x in nothing %}{% endfor %}{{ y.join(['a', 'b']) }}{% set z = [1] * 2 %}{{ z }}"
     )
-    assert Chat(template, {}, False).document(messages, None)[1] is None
+    for messages in (talk("a", "", "c"), talk("")):
+        wanted = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+        assert Chat(template, {}, False).document(messages, None)[0] == wanted
+
+
+# Comments
+
+COMMENTED = [
+    "a{# c #}b", "a {# c #} b", "a\n{# c #}\nb", "a\n  {# c #}  \nb", "a\n\n {#- c -#} \n\nb",
+    "{# c #}\n{{ 1 }}", "{{ 1 }}{# c #}\n", "a {#- c #}\n b", "a\n{# c -#}\n b",
+    "{% if 1 -%} {# c #} x {%- endif %}", "{% if 1 %}\n{# c #}\n{# d #}\nx{% endif %}",
+    "{# c\n c #}{#- d -#} x", "{# a #}{# b #}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", COMMENTED)
+def test_a_comment_changes_no_recipe(tokenizer, template):
+    template = template.replace("\\n", "\n")
+    texts = []
+    for source in (template, template.replace(" c ", " other\nwords "), template + "\n"):
+        found = uncommented(source)
+        assert " c " not in found and "words" not in found
+        texts.append(found)
+        for one in (source, found):
+            texts.append(
+                tokenizer.apply_chat_template(talk("x"), chat_template=one, tokenize=False)
+            )
+    assert texts[1:3] == texts[4:6]
+    assert texts[:3] == texts[3:6]
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ '{# c #}' }}", "{% raw %}{# c #}{% endraw %}", "{{ 'a' }}", "{# c", "{{ 1 }}\n\n"],
+)
+def test_what_only_looks_like_a_comment_stays(template):
+    assert uncommented(template) == template
+
+
+PARTS = st.sampled_from(
+    ["{# c #}", "{#- c #}", "{# c -#}", "{#- c -#}", " ", "\n", "a", "{{ 1 }}", "{{- 2 -}}",
+     "{% if 1 %}", "{%- endif -%}", "{% raw %}", "{% endraw %}", "'{#'", "#}", "{{ '{# c #}' }}"]
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(PARTS, max_size=9).map("".join))
+def test_comments_go_only_where_nothing_changes(tokenizer, template):
+    try:
+        inspect(template)
+    except UserError:
+        return
+    before, after = (
+        tokenizer.apply_chat_template(talk("x"), chat_template="." + one, tokenize=False)
+        for one in (template, uncommented("." + template)[1:])
+    )
+    assert (
+        before.strip() == after.strip()
+        if not (template and uncommented(template))
+        else before == after
+    )
 
 
 # Messages
@@ -335,6 +478,8 @@ def test_sharegpt_is_the_same_conversation():
         ([{"role": 3}], "message 1 has no role; its keys: role"),
         ([{"from": "bard", "value": "a"}], "message 1 is from 'bard'; known are human, user, gpt"),
         ([{"from": ["gpt"], "value": "a"}], "message 1 is from ['gpt']"),
+        ("[" * 100_000, "the messages are text that is nested too deeply"),
+        ("[1", "the messages are text that is not JSON"),
     ],
 )
 def test_what_is_no_conversation(messages, wanted):
@@ -344,10 +489,11 @@ def test_what_is_no_conversation(messages, wanted):
 @pytest.mark.parametrize(
     ("tools", "wanted"),
     [
-        ("no json", "the tools are text that is no JSON"),
+        ("no json", "the tools are text that is not JSON"),
         ("{}", "the tools are a mapping; needed is a list of JSON schemas"),
         ([1], "the tools are a list; needed is a list of JSON schemas"),
         (3, "the tools are a number"),
+        ("[" * 100_000, "the tools are text that is nested too deeply"),
     ],
 )
 def test_what_is_no_list_of_tools(tools, wanted):
@@ -380,6 +526,10 @@ def test_template_that_refuses(template, messages, wanted):
         ("{% if %}", "has an error in its line 1"),
         ("a\n{{ 'b }}", "has an error in its line 2"),
         ("{% generation %}", "has an error in its line 1"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "it is nested too deeply"),
+        ("{% for a in b %}" * 30 + "{% endfor %}" * 30, "nested"),
+        ("{{ \0 }}", "has an error in its line 1"),
+        ("{{ 'a' | no_filter }}", "no_filter"),
     ],
 )
 def test_templates_that_cannot_be_used(template, wanted):

@@ -8,13 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import batches_of
-from datafiles import fails
+from datafiles import fails, write_columnar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokencache import documents, machine, sources
+from tokencache import documents, machine, sources, templates
 from tokencache.config import Dataset
 from tokencache.errors import UserError
+from tokencache.readers_nested import as_json
 
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
 CHATML = (
@@ -25,6 +26,13 @@ MARKED = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}"
     "{{ m.content + eos_token }}{% endgeneration %}{% else %}[{{ m.content }}]{% endif %}"
     "{% endfor %}"
+)
+
+
+# Its generation prompt is not how an answer begins.
+PROMPTED = (
+    "{{ bos_token }}{% for m in messages %}{{ 'A:' if m.role == 'assistant' else 'U:' }}"
+    "{{ m.content + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'A: <think>' }}{% endif %}"
 )
 
 
@@ -82,6 +90,8 @@ def talk(*contents):
         (chat(), chat(specials={})),  # the template takes none of them
         (chat(), chat(messages="talk", columns={"talk": "messages"})),
         (chat(), recipe({"messages": "messages", "tools": "tools"}, CHATML)),
+        (chat(), chat(CHATML + "\n")),  # which Jinja leaves out
+        (chat(), chat("{# words #}\n" + CHATML + "{#- words -#}\n")),
     ],
 )
 def test_equal_meaning_is_an_equal_recipe(one, other):
@@ -100,7 +110,7 @@ def test_other_meaning_is_another_recipe():
         recipe({"prompt": "{a}{b}", "completion": "b"}, loss="completion"),
         chat(),
         chat(loss="assistant"),
-        chat(CHATML + "\n"),
+        chat(CHATML + "\n\n"),
         chat(MARKED),
         chat(MARKED, SPECIALS | {"eos_token": "<eos>"}),
         chat(messages="talk"),
@@ -109,9 +119,31 @@ def test_other_meaning_is_another_recipe():
     assert len({json.dumps(m, sort_keys=True) for m in made}) == len(made)
 
 
+def test_a_template_for_tools_is_in_the_recipe_where_there_may_be_tools():
+    given = {"messages": "m", "tools": "t"}
+    dataset = Dataset(files=["-"], document=given)
+    made = documents.recipe(dataset, CHATML, SPECIALS, None, "{# c #}" + MARKED)
+    assert made["tool_template"] == MARKED and made["tools"] == "t"
+    assert made["special_tokens"].keys() == {"bos_token", "eos_token"}, "those of both templates"
+    assert documents.needed_columns(made) == ["m", "t"]
+    without = Dataset(files=["-"], document={"messages": "m"})
+    assert documents.recipe(without, CHATML, SPECIALS, None, MARKED) == chat(messages="m")
+
+
 def test_settings_that_do_not_make_documents_are_in_no_recipe():
     one = recipe({"text": "a"}, overflow="drop", packing="best_fit", format="csv")
     assert one == recipe({"text": "a"}, validation={"fraction": 0.5})
+
+
+def test_a_template_s_file_is_read_anew_in_the_same_process(tmp_path):
+    file = tmp_path / "a.jinja"
+    for template in (CHATML, MARKED):
+        file.write_text(template, encoding="utf-8")
+        assert templates.template_text(str(file)) == template
+    fails(lambda: templates.template_text("no\0file"), "chat_template: 'no\\x00file'")
+    fails(lambda: templates.template_text(str(tmp_path / "none")), "No such file")
+    file.write_bytes(b"{{ \xff }}")
+    fails(lambda: templates.template_text(str(file)), "chat_template: ")
 
 
 def test_columns_that_are_needed():
@@ -283,7 +315,7 @@ def test_documents_are_the_same_in_batches_of_any_size(tmp_path_factory, rows, s
 
 # What is cached already was made so
 
-GOLDEN_VERSION = 1
+GOLDEN_VERSION = 2
 GOLDEN_ROWS = [
     {"q": "What?", "a": "That.", "messages": talk("Hi", "Hello", "Bye", "See you")},
     {"q": "Größe 🙂", "a": None, "messages": [{"from": "human", "value": " x "}]},
@@ -329,6 +361,22 @@ GOLDEN = [
         [[(7, 16), (21, 32)], [], [(8, 12)]],
     ),
     (
+        chat(loss="assistant", train_on_eos=False, roles_to_train=["user", "assistant"]),
+        [
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+            "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\nSee you<|im_end|>\n",
+            "<|im_start|>user\n x <|im_end|>\n",
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n<|im_end|>\n"
+            "<|im_start|>assistant\n<|im_end|>\n",
+        ],
+        [[(17, 19), (52, 57), (85, 88), (121, 128)], [(17, 20)], []],
+    ),
+    (
+        chat(PROMPTED, loss="assistant"),
+        ["<s>U:Hi\nA:Hello\nU:Bye\nA:See you\n", "<s>U: x \n", "<s>U:S\nU:\nA:\n"],
+        [[(10, 15), (24, 31)], [], []],
+    ),
+    (
         chat("{{ strftime_now('%d %B %Y') }}{{ messages[0].content }}"),
         ["26 July 2024Hi", "26 July 2024 x ", "26 July 2024S"],
         [None, None, None],
@@ -356,8 +404,82 @@ def test_documents_are_those_of_this_recipe_version(tmp_path):
                               "version"],
     }  # fmt: skip
     for made, *_ in GOLDEN:
-        assert sorted(made) == keys[made["form"]], changed
+        asked = made.keys() - {"roles_to_train", "train_on_eos"}
+        assert sorted(asked) == keys[made["form"]], changed
         assert made["add_special_tokens"] == (made["form"] != "messages")
+
+
+# Nulls that only Parquet and Arrow have
+
+
+def call(**arguments):
+    return {"type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
+def schema(**properties):
+    return {"type": "function", "function": {"name": "f", "parameters": properties}}
+
+
+NESTED = [
+    {
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": None, "tool_calls": [call(city="Paris")]},
+            {"role": "assistant", "content": "b", "tool_calls": [call(expr="1", of=[1, None])]},
+            {"role": "assistant", "content": "c", "tool_calls": [call()]},
+        ],
+        "tools": [schema(city={"type": "string"}), schema(expr={"enum": ["a", None]})],
+    },
+    {"messages": [{"role": "user", "content": "d", "name": "e"}], "tools": None},
+]
+ALL_KEYS = "{{ tools | tojson }}{% for m in messages %}{{ m | tojson }}\n{% endfor %}"
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_nested_values_are_those_of_json_lines(tmp_path, suffix):
+    """A struct has the fields of all rows, with null in rows that don't have them."""
+    made = recipe({"messages": "messages", "tools": "tools"}, ALL_KEYS)
+    wanted = render(made, write(tmp_path / "a.jsonl", NESTED))
+    table = pa.Table.from_pylist(NESTED)
+    assert (
+        None in table["messages"][0].as_py()[1]["tool_calls"][0]["function"]["arguments"].values()
+    )
+    path = tmp_path / f"a.{suffix}"
+    write_columnar(path, suffix, table, 8)
+    found = render(made, sources.Piece(sources.Source(str(path), suffix, None, "line"), 0, 1))
+    assert found == wanted
+    assert '{"city": "Paris"}' in found[0][0] and "[1, null]" in found[0][0]
+
+
+KEYS = st.sampled_from("abc")
+VALUES = st.recursive(
+    st.integers(0, 9),
+    lambda inner: (
+        st.fixed_dictionaries({}, optional={"x": inner, "y": st.integers(0, 9)})
+        | st.lists(st.fixed_dictionaries({}, optional={"z": st.integers(0, 9)}), max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.dictionaries(KEYS, VALUES, max_size=3), min_size=1, max_size=4))
+def test_nulls_of_a_struct_are_no_keys(rows):
+    try:
+        column = pa.array([[row] for row in rows])
+    except (pa.ArrowException, TypeError):  # values of two types for one key
+        return
+    change = as_json(column.type)
+    found = [change(value) if change else value for value in column.to_pylist()]
+    assert found == [[row] for row in rows]
+
+
+def test_a_map_is_an_object():
+    kind = pa.map_(pa.string(), pa.struct([("a", pa.int64()), ("b", pa.int64())]))
+    column = pa.array([[("x", {"a": 1})], None, [("y", None)]], kind)
+    change = as_json(kind)
+    assert [change(v) for v in column.to_pylist()] == [{"x": {"a": 1}}, None, {"y": None}]
+    assert as_json(pa.list_(pa.string())) is None, "which is JSON's already"
 
 
 def test_user_errors_have_no_traceback_of_another_error():

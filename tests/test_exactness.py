@@ -179,6 +179,27 @@ def test_chat_rows_and_masks_are_those_of_hugging_face(name, template, materiali
 
 
 @pytest.mark.parametrize("name", ["byte_level", "bos_eos", "llama", "wordpiece", "gpt2"])
+@pytest.mark.parametrize("asked", [["why"], ["why", "so", "why"]], ids=["one turn", "more"])
+def test_completions_of_marked_templates_are_trained_on(asked, name, materialized, tmp_path):
+    """Also where an answer begins with a space, which ends the search of transformers."""
+    tokenizer, reference = materialized(name)
+    roles = ("user", "assistant")
+    prompt = [{"role": roles[n % 2], "content": words} for n, words in enumerate(asked)]
+    rows = [{"p": prompt, "c": [{"role": "assistant", "content": c}]} for c in (" so it is", "x y")]
+    settings = {"document": {"messages": ["p", "c"]}, "loss": "completion"}
+    recipe = recipe_of(tokenizer, PLAIN.replace("{{ ' ' if", "{{ '' if"), **settings)
+    piece = write_rows(tmp_path / "a.jsonl", rows)
+    made = shard(piece, recipe, tokenizer, tmp_path / "t.arrow")
+    data = cache(made, recipe, tokenizer, tmp_path / "cache")
+    for row, labels in zip(rows, rows_of(data, "labels"), strict=True):
+        trained = [label for label in labels if label != IGNORED]
+        said = row["c"][0]["content"]
+        whole = reference("".join([*asked, said, " "]), add_special_tokens=False)["input_ids"]
+        assert trained and whole[len(whole) - len(trained) :] == trained
+        assert said.strip() in reference.decode(trained).replace(" ##", "")
+
+
+@pytest.mark.parametrize("name", ["byte_level", "bos_eos", "llama", "wordpiece", "gpt2"])
 def test_completion_loss_is_on_whole_tokens_of_the_completion(name, materialized, tmp_path):
     tokenizer, reference = materialized(name)
     about = tokenizers.facts(tokenizer)

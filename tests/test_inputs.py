@@ -130,6 +130,33 @@ def made(tmp_path_factory):
     return said.getvalue(), caches, AutoTokenizer.from_pretrained(tokenizer), folder
 
 
+def test_rows_with_tools_go_through_the_template_for_tools(tmp_path, monkeypatch):
+    """Of a tokenizer that has two; and of a model that names one, that one."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = make_tokenizer("bos_eos", tmp_path / "tokenizer")
+    about = json.loads((tokenizer / "tokenizer_config.json").read_text())
+    named = {"default": "{{ messages[0].content }}", "tool_use": TEMPLATE}
+    about["chat_template"] = [{"name": n, "template": text} for n, text in named.items()]
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(about))
+    write_rows(tmp_path / "a.jsonl", [{"m": talk("a"), "t": [TOOL]}, {"m": talk("b"), "t": None}])
+    given = {"a": {"files": "a.jsonl", "document": {"messages": "m", "tools": "t"}}}
+    plan = resolve(config_of(given))
+    [recipe] = plan.data["recipes"].values()
+    assert (recipe["chat_template"], recipe["tool_template"]) == tuple(named.values())
+    path = str(tmp_path / "a.jsonl")
+    piece = sources.Piece(source(path), 0, os.path.getsize(path))
+    [batch] = documents.render(recipe, piece, sources.digest(piece))
+    reference = AutoTokenizer.from_pretrained(tokenizer)
+    wanted = [
+        reference.apply_chat_template(talk(words), tools=tools, tokenize=False)
+        for words, tools in (("a", [TOOL]), ("b", None))
+    ]
+    assert batch.texts.to_pylist() == wanted
+    given["a"]["document"]["chat_template"] = TEMPLATE
+    [recipe] = resolve(config_of(given)).data["recipes"].values()
+    assert recipe["chat_template"] == TEMPLATE and "tool_template" not in recipe
+
+
 def config_of(given):
     return load(
         {
@@ -284,7 +311,9 @@ def test_train_on_eos():
     assert said(eos=False, template=trimmed) == ["B", "D"]
     assert said(eos=False, messages=talk("A", "")) == []
     call = [*talk("A"), {"role": "assistant", "content": "x", "tool_calls": [{"function": CALL}]}]
-    fails(lambda: said(eos=False, messages=call), "train_on_eos: false", "message 2", "calls tools")
+    assert said(eos=False, messages=call) == [
+        'x<call>{"name": "sum", "arguments": {"x": [1, 2]}}</call>'
+    ]
 
 
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -354,8 +383,8 @@ def test_what_a_recipe_refuses():
 @pytest.mark.parametrize(
     ("value", "wanted"),
     [
-        ([{"from": "function_call", "value": "f(1)"}], "message 1 is a function_call that is no"),
-        ('[{"role": "user"', "the messages are text that is no JSON"),
+        ([{"from": "function_call", "value": "f(1)"}], "message 1 is a function_call that is not"),
+        ('[{"role": "user"', "the messages are text that is not JSON"),
     ],
 )  # fmt: skip
 def test_what_is_no_conversation(value, wanted):

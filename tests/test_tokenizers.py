@@ -111,6 +111,21 @@ def test_key_is_of_content_alone(copied, tmp_path):
     assert tokenizers.describe(at(folder)).chat_template == "{{ messages }}"
 
 
+def test_templates_with_names(copied):
+    folder, edit = copied
+    named = {"default": "{{ 1 }}", "tool_use": "{{ 2 }}", "rag": "{{ 3 }}"}
+    edit(
+        "tokenizer_config.json",
+        chat_template=[{"name": name, "template": text} for name, text in named.items()],
+    )
+    found = tokenizers.describe(at(folder))
+    assert (found.chat_template, found.tool_template) == ("{{ 1 }}", "{{ 2 }}")
+    assert "of several chat templates these are not used: rag" in found.notes
+    tokenizers.materialize(at(folder), folder.parent / "made", found.key)
+    saved = tokenizers.facts(folder.parent / "made")
+    assert saved.chat_template is None and saved.tool_template is None
+
+
 def test_key_says_what_changed(copied):
     folder, edit = copied
     key, parts = key_and_parts(folder)

@@ -91,10 +91,7 @@ def conversation(value: Any) -> list[dict[str, Any]]:
     anything else, naming the message by its number, from 1.
     """
     if isinstance(value, str) and value.startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise UserError(f"the messages are text that is no JSON: {error}") from None
+        value = _parsed(value, "messages")
     if not isinstance(value, list) or not value:
         said = "an empty list" if value == [] else _kind(value)
         raise UserError(f"the messages are {said}; needed is a list of {{role, content}}")
@@ -136,9 +133,9 @@ def _calls(value: Any, number: int) -> list[dict[str, Any]]:
             {"type": "function", "function": {"name": c["name"], "arguments": c["arguments"]}}
             for c in calls
         ]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
-            f"message {number} is a function_call that is no JSON of "
+            f"message {number} is a function_call that is not JSON of "
             '{"name": …, "arguments": …}; mend the row'
         ) from None
 
@@ -149,15 +146,22 @@ def tool_list(value: Any) -> list[dict[str, Any]] | None:
     Raises UserError for anything else.
     """
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise UserError(f"the tools are text that is no JSON: {error}") from None
+        value = _parsed(value, "tools")
     if value is None or value == []:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise UserError(f"the tools are {_kind(value)}; needed is a list of JSON schemas")
     return value
+
+
+def _parsed(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        problem = "nested too deeply"
+    except ValueError as error:
+        problem = f"not JSON: {error}"
+    raise UserError(f"the {name} are text that is {problem}; correct the row")
 
 
 def _kind(value: Any) -> str:

@@ -19,12 +19,13 @@ from .readers import as_numpy, as_texts
 from .sources import Piece
 
 if TYPE_CHECKING:
-    from .chat import Chat, Span
+    from .chat import Chat
     from .dataset_config import Dataset, Document
+    from .templates import Span
 
 # Raise when a row of the same recipe gives another text or other spans than before:
 # the version is part of every recipe's key, so what is cached is then made anew.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 SIDES = ("source", "target")
 
@@ -95,11 +96,13 @@ def recipe(
     chat_template: str | None,
     special_tokens: dict[str, str],
     side: str | None = None,
+    tool_template: str | None = None,
 ) -> dict[str, Any]:
     """All that decides the documents of a row, and nothing else, as plain JSON.
 
     `chat_template` is the Jinja source that is in force (a data set's own included),
-    `special_tokens` the tokenizer's special_tokens_map (bos_token, eos_token, …).
+    `tool_template` the one for rows with tools, if that is another, `special_tokens` the
+    tokenizer's special_tokens_map (bos_token, eos_token, …).
     `side` is one of `sides`. Equal recipes make equal documents, whatever words the config
     says them in.
     Raises UserError that names the key, from `document.` on.
@@ -112,7 +115,7 @@ def recipe(
     if document.is_chat:
         made |= {"form": "messages", **_conversation_columns(document, rename)}
         try:
-            return made | _chat_parts(dataset, chat_template, special_tokens)
+            return made | _chat_parts(dataset, chat_template, tool_template, special_tokens)
         except UserError as error:
             key = "messages" if document.messages else "style"
             raise UserError(f"document.{key}: {error}") from None
@@ -167,29 +170,36 @@ def _conversation_columns(document: Document, rename: dict[str, str]) -> dict[st
 
 
 def _chat_parts(
-    dataset: Dataset, template: str | None, special_tokens: dict[str, str]
+    dataset: Dataset,
+    template: str | None,
+    tool_template: str | None,
+    special_tokens: dict[str, str],
 ) -> dict[str, Any]:
     if template is None:
         raise UserError(
             "the tokenizer brings no chat template; give the model one: models.NAME.chat_template "
             "(Jinja text or a file), or make a text with document.text"
         )
-    from . import chat  # with Jinja, which most data sets don't need
+    from . import templates  # with Jinja, which most data sets don't need
 
-    about = chat.inspect(template)
-    if dataset.loss != "all" and about.hidden:
+    made: dict[str, Any] = {"chat_template": templates.uncommented(template)}
+    found = [templates.inspect(template)]
+    tools = dataset.document.tools
+    if tools is not None and tool_template is not None:
+        made["tool_template"] = templates.uncommented(tool_template)
+        found.append(templates.inspect(tool_template))
+    if dataset.loss != "all" and any(about.hidden for about in found):
         raise UserError(
             "the chat template has {% generation %} in a macro, where transformers finds wrong "
             "places; move it out of the macro (models.NAME.chat_template), or take loss: all"
         )
-    made: dict[str, Any] = {"chat_template": template}
-    used = {k: v for k, v in special_tokens.items() if k in about.variables and v is not None}
+    names = frozenset().union(*(about.variables for about in found))
+    used = {k: v for k, v in special_tokens.items() if k in names and v is not None}
     made["special_tokens"] = used
     roles = sorted({role_of(name) for name in dataset.roles_to_train})
     if roles != ["assistant"]:
         made["roles_to_train"] = roles
-    tools = dataset.document.tools
-    if tools is not None and "tools" in about.variables:
+    if tools is not None and ("tools" in names or "tool_template" in made):
         made["tools"] = dataset.columns.get(tools, tools)
     return made
 
@@ -345,7 +355,7 @@ def chat_of(recipe: dict[str, Any]) -> Chat:
     masked = recipe["loss"] != "all"
     roles, eos = recipe.get("roles_to_train", ["assistant"]), recipe.get("train_on_eos", True)
     about = (recipe["chat_template"], recipe["special_tokens"], masked, roles, eos)
-    return chat.Chat(*about)
+    return chat.Chat(*about, recipe.get("tool_template"))
 
 
 def _conversations(recipe: dict[str, Any], piece: Piece, shard_key: str) -> Iterator[Batch]:

@@ -13,6 +13,7 @@ from blake3 import blake3
 from .errors import UserError
 from .files import KEY_DIGITS
 from .readers import CHUNK_BYTES, Piece, Source, no_column, python_rows
+from .readers_nested import as_json
 
 MAGIC = b"ARROW1"  # starts an IPC file; an IPC stream has none
 
@@ -51,7 +52,11 @@ def rows(piece: Piece, names: list[str]) -> Iterator[list[dict[str, Any]]]:
         for name in names:
             _check_encoding(piece, name, table.column(name), row)
         row += table.num_rows
-        yield from python_rows(table)
+        nested = {name: change for name in names if (change := as_json(table.field(name).type))}
+        for found in python_rows(table):
+            for one in found:
+                one |= {name: change(one[name]) for name, change in nested.items()}
+            yield found
 
 
 @contextmanager

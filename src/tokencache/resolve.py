@@ -9,11 +9,11 @@ from typing import Any
 
 from . import (
     batches,
-    chat,
     documents,
     fingerprint,
     rendering,
     run_keys,
+    templates,
     tokenizers,
     train_tokenizer,
 )
@@ -98,7 +98,7 @@ class _Resolver:
                 found = self._given(model, reference)
             self._facts[given] = found["facts"]
             # Tokenizers of the same key may come with other chat templates.
-            shared = found | {"facts": found["facts"] | {"chat_template": None}}
+            shared = found | {"facts": found["facts"] | tokenizers.NO_TEMPLATES}
             self.tokenizers.setdefault(self._folder(found["facts"]), shared)
         return self._facts[given]
 
@@ -111,7 +111,7 @@ class _Resolver:
         wanted = reference(given, where)
         files = [] if wanted.hub else tokenizers.files_of(wanted)
         names = wanted.model_dump() if wanted.hub else [file.name for file in files]
-        about = [tokenizers.VERSIONS(), names, settings.trust_remote_code]
+        about = [tokenizers.VERSIONS(), tokenizers.FACTS_VERSION, names, settings.trust_remote_code]
         try:
             facts = self.index.recall(
                 files,
@@ -135,7 +135,7 @@ class _Resolver:
         for dataset_name in settings.dataset:
             dataset = self.data_sets.dataset(dataset_name).wholly_trained()
             where = f"tokenizers.{name}"
-            template = chat.template_text(dataset.document.chat_template)
+            template = templates.template_text(dataset.document.chat_template)
             used = facts | ({"chat_template": template} if template is not None else {})
             recipes = [
                 self._recipe(where, dataset_name, dataset, used, side)
@@ -159,8 +159,8 @@ class _Resolver:
     ) -> str:
         self.data_sets.shards_of(name)
         try:
-            about = (facts["chat_template"], facts["special_tokens"])
-            recipe = documents.recipe(dataset, *about, side)
+            about = (facts["chat_template"], facts["special_tokens"], side, facts["tool_template"])
+            recipe = documents.recipe(dataset, *about)
         except UserError as error:
             raise UserError(f"datasets.{name} for {where}: {error}") from None
         if recipe["form"] == "messages":
@@ -194,7 +194,7 @@ class _Resolver:
         model: the same set for models that share a tokenizer (and, for chat, a template)."""
         if (model, name, side) not in self._token_set_of:
             facts, dataset = self.facts_of(model), self.data_sets.dataset(name)
-            facts = facts | {"chat_template": self._chat_template(model, dataset)}
+            facts = facts | self._chat_templates(model, dataset)
             recipe = self._recipe(f"models.{model}", name, dataset, facts, side)
             made_of = (facts["key"], recipe, name)
             if made_of not in self._token_sets_made:
@@ -215,11 +215,15 @@ class _Resolver:
         self.token_sets[key] = made_of
         return key
 
-    def _chat_template(self, model: str, dataset: Dataset) -> str | None:
+    def _chat_templates(self, model: str, dataset: Dataset) -> dict[str, str | None]:
+        """The chat template in force, and the one for rows with tools if that is another,
+        without the comments that change nothing."""
         given = dataset.document.chat_template or self.config.models[model].chat_template
-        if given is None:
-            return self.facts_of(model)["chat_template"]
-        return chat.template_text(given)
+        if given is not None:
+            found = tokenizers.NO_TEMPLATES | {"chat_template": templates.template_text(given)}
+        else:
+            found = {name: self.facts_of(model)[name] for name in tokenizers.NO_TEMPLATES}
+        return {name: text and templates.uncommented(text) for name, text in found.items()}
 
     # Caches and runs
 
@@ -293,7 +297,7 @@ class _Resolver:
             "rows_key": cache["rows_key"],
             "tokenizer": cache["tokenizer"],
             "chat": document.is_chat,
-            "chat_template": self._chat_template(model, self.data_sets.dataset(cache["dataset"])),
+            **self._chat_templates(model, self.data_sets.dataset(cache["dataset"])),
             "weights": weights.model_dump() if weights else None,
             "weights_identity": identity,
             "weights_folder": self._weights_folder(model, weights, identity),

@@ -129,13 +129,14 @@ class _Tools:
     def finder(self, recipe: dict[str, Any]) -> Finder:
         """Of token runs, for the spans of a recipe."""
         as_transformers = False
-        if recipe["form"] == "messages":
-            from . import chat  # with Jinja, which most data sets don't need
+        if recipe["form"] == "messages" and recipe["loss"] == "assistant":
+            from . import templates  # with Jinja, which most data sets don't need
 
             # Templates with {% generation %} have a mask in transformers, odd cases included,
-            # of what the assistant says, whole.
+            # of what the assistant says, whole. It has none of completions.
             whole = recipe.keys().isdisjoint(("roles_to_train", "train_on_eos"))
-            as_transformers = whole and chat.inspect(recipe["chat_template"]).generation
+            sources = [recipe[k] for k in ("chat_template", "tool_template") if k in recipe]
+            as_transformers = whole and all(templates.inspect(s).generation for s in sources)
         if as_transformers not in self._finders:
             made = Finder(self._folder, self.engines, as_transformers)
             self._finders[as_transformers] = made

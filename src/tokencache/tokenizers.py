@@ -38,6 +38,9 @@ FILES = (
 )  # fmt: skip
 CONFIGURATION = {"config.json", "special_tokens_map.json", "tokenizer_config.json"}
 
+FACTS_VERSION = 2  # of what `Facts` says; what was remembered of others is found again
+NO_TEMPLATES: dict[str, str | None] = {"chat_template": None, "tool_template": None}
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -45,8 +48,9 @@ class Facts:
 
     Every id is below `vocab_size`. `prefix` and `suffix` are the ids that the
     post-processor puts around one document. `special_tokens` is the
-    special_tokens_map, without a pad token that was only lent. `notes` are said to
-    the user. `parts` are hashes of what the key is made of, by name.
+    special_tokens_map, without a pad token that was only lent. `tool_template` is for
+    conversations with tools, where the tokenizer has another one for them. `notes` are
+    said to the user. `parts` are hashes of what the key is made of, by name.
     """
 
     key: str
@@ -58,6 +62,7 @@ class Facts:
     pad_token: str | None
     special_tokens: dict[str, str]
     chat_template: str | None
+    tool_template: str | None = None
     notes: list[str] = field(default_factory=list)
     parts: dict[str, str] = field(default_factory=dict)
 
@@ -122,7 +127,7 @@ def save(tokenizer: PreTrainedTokenizerFast, folder: Path, facts: Facts) -> None
 
     tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
     write_json(folder / CONFIG_FILE, _configuration(tokenizer, facts))
-    write_json(folder / FACTS_FILE, asdict(facts) | {"chat_template": None})
+    write_json(folder / FACTS_FILE, asdict(facts) | NO_TEMPLATES)
     manifest.write(folder)
     texts = probe(tokenizer.backend_tokenizer)
     wanted = probe_ids(tokenizer, texts)
@@ -211,11 +216,12 @@ def facts_of(
         "special tokens": key_of([special, _added(tokenizer), tokenizer.split_special_tokens]),
         "probe ids": key_of(ids),
     }
-    template = tokenizer.chat_template
+    template, tool_template = tokenizer.chat_template, None
     if isinstance(template, dict):
-        others = ", ".join(sorted(set(template) - {"default"}))
-        notes.append(f"of several chat templates `default` is used; there are also: {others}")
-        template = template.get("default")
+        known = ("default", "tool_use")
+        if others := ", ".join(sorted(set(template) - set(known))):
+            notes.append(f"of several chat templates these are not used: {others}")
+        template, tool_template = (template.get(name) for name in known)
     return Facts(
         key=key_of(["tokenizer", parts]),
         vocab_size=max([len(tokenizer), *(i + 1 for i in tokenizer.get_vocab().values())]),
@@ -226,6 +232,7 @@ def facts_of(
         pad_token=tokenizer.eos_token if lent else tokenizer.pad_token,
         special_tokens=special,
         chat_template=template,
+        tool_template=tool_template,
         notes=notes,
         parts=parts,
     )

@@ -273,6 +273,10 @@ def _write_results(
             shutil.copyfile(file, folder / file.name)
     if run["chat_template"] is not None:
         (folder / "chat_template.jinja").write_text(run["chat_template"], encoding="utf-8")
+    if run["tool_template"] is not None:  # as transformers saves templates with names
+        named = folder / "additional_chat_templates" / "tool_use.jinja"
+        named.parent.mkdir()
+        named.write_text(run["tool_template"], encoding="utf-8")
     if run["pairs"] and "validation" in trainer.splits:
         translation.write_samples(folder, run, trainer)
     metrics.write(folder / "metrics.jsonl", records)

@@ -31,7 +31,7 @@ from tokenizers import (
     trainers,
 )
 
-from . import chat, stages, tokenizers
+from . import stages, templates, tokenizers
 from .errors import UserError
 from .files import key_of, published
 from .progress import Progress
@@ -94,7 +94,8 @@ def planned_facts(settings: dict[str, Any]) -> dict[str, Any]:
         "eos_token": roles["eos_token"],
         "pad_token": roles["pad_token"],
         "special_tokens": roles,
-        "chat_template": chat.template_text(settings["chat_template"]),
+        "chat_template": templates.template_text(settings["chat_template"]),
+        "tool_template": None,
         "notes": [],
         "parts": {name: key_of(part) for name, part in made_of(settings).items()},
     }

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import chat, documents, sources
+from .. import chat, conversations, documents, sources, templates
 from ..gather import IGNORED
 from ..readers import Piece
 
@@ -132,7 +132,7 @@ class HuggingFace:
         recipe, number = self.recipe, 0
         masked = recipe["loss"] == "assistant"
         template = chat.Chat(recipe["chat_template"], recipe["special_tokens"], masked)
-        marked = masked and chat.inspect(recipe["chat_template"]).generation
+        marked = masked and templates.inspect(recipe["chat_template"]).generation
         for rows in sources.read_rows(piece, documents.needed_columns(recipe), digest):
             for row in rows:
                 if number in numbers:
@@ -142,8 +142,8 @@ class HuggingFace:
     def _chat(self, row: dict, template: chat.Chat, masked: bool, marked: bool) -> Document:
         messages, tools = row.get(self.recipe["messages"]), row.get(self.recipe.get("tools"))
         found = self.tokenizer.apply_chat_template(
-            chat.conversation(messages),
-            tools=chat.tool_list(tools),
+            conversations.conversation(messages),
+            tools=conversations.tool_list(tools),
             chat_template=template.template,
             return_dict=True,
             return_assistant_tokens_mask=marked,

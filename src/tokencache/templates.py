@@ -1,0 +1,375 @@
+"""Chat templates: what their source says, and how they are run, within bounds.
+
+They run in the environment of transformers' `apply_chat_template`, but for the clock: a
+template that asks for today's date (`strftime_now`) would make other documents every day
+under one key, so it is told 26 July 2024, the date that Llama's templates fall back to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+from .errors import UserError
+
+Span = tuple[int, int]  # characters [start, stop) of a text
+
+KEY = "models.NAME.chat_template"
+
+# What one row may take. Far more than any conversation needs, and seconds at most.
+MOST_STEPS = 10_000_000  # of loops
+MACRO_STEPS = 20  # to call a macro takes as long as so many
+MOST_CHARACTERS = 2**28  # of the row's text, and of each text that the template makes on its way
+
+# Written out: strftime would answer in the language of the machine.
+_TODAY = {
+    "%d": "26", "%-d": "26", "%e": "26", "%j": "208", "%a": "Fri", "%A": "Friday",
+    "%m": "07", "%-m": "7", "%b": "Jul", "%B": "July", "%y": "24", "%Y": "2024",
+    "%F": "2024-07-26", "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM",
+}  # fmt: skip
+
+# A macro of that name hides the function that transformers gives to templates. Its own
+# newline goes with it (trim_blocks), so the template begins at the start of a line still.
+_CLOCK = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f"|replace('{directive}', '{value}')" for directive, value in _TODAY.items())
+    + " }}{% endmacro %}\n"
+)
+
+# Operators whose results can be far larger than their operands.
+_GROWING = frozenset({"+", "*", "**", "%"})
+
+# A width of a million characters, or one that is given elsewhere.
+_WIDE = re.compile(r"%[^a-zA-Z%]*(\d{7}|\*)")
+
+_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
+_BUFFERS = (nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.AssignBlock)
+
+
+@dataclass(frozen=True)
+class Template:
+    """What a chat template's source says about it."""
+
+    variables: frozenset[str]  # the names that it takes from outside
+    generation: bool  # marks with {% generation %} what the assistant says
+    hidden: bool  # has such a mark in a macro, where transformers counts from a wrong place
+
+
+class TooMuch(Exception):
+    """A template goes beyond a bound; the message says which one."""
+
+
+class _Generation(Extension):
+    """Reads {% generation %} as a Scope node, which only `autoescape` of the core tags makes."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """For reading only. Sandboxed, so that to compile a template computes none of its powers."""
+
+    intercepted_binops = _GROWING
+
+
+def _reading() -> _Environment:
+    return _Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
+    )
+
+
+def template_text(given: str | None) -> str | None:
+    """Jinja text as it is; what has no brace in it is the path of a file that holds it."""
+    if given is None or "{" in given:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"chat_template: {given!r}: {reason}; give Jinja text or a file with it"
+        ) from None
+
+
+@lru_cache
+def inspect(template: str) -> Template:
+    """Parse a chat template without running it. Raises UserError where it can't be used."""
+    environment = _reading()
+    try:
+        tree = environment.parse(template)
+        environment.compile(tree)
+        environment.globals.clear()  # so that the names of globals are found, too
+        names = frozenset(meta.find_undeclared_variables(tree))
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(
+            f"the chat template has an error in its line {error.lineno}: {error.message}; "
+            f"correct it or give another one: {KEY}"
+        ) from None
+    except (RecursionError, MemoryError, SyntaxError, ValueError) as error:
+        raise UserError(
+            f"the chat template can't be read: {_reason(error)}; give a simpler one: {KEY}"
+        ) from None
+    if "lipsum" in names or any(f.name == "random" for f in tree.find_all(nodes.Filter)):
+        raise UserError(
+            "the chat template draws at random, so the same rows would give other documents "
+            f"every time; give one without `random` and `lipsum`: {KEY}"
+        )
+    return Template(
+        variables=names,
+        generation=_marks(tree),
+        hidden=any(_marks(buffer) for buffer in tree.find_all(_BUFFERS)),
+    )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, RecursionError | MemoryError):
+        return "it is nested too deeply"
+    return getattr(error, "msg", None) or str(error)
+
+
+def _marks(tree: nodes.Node) -> bool:
+    """Whether there is a {% generation %} in it."""
+    escape = nodes.ScopedEvalContextModifier
+    scopes = tree.find_all(nodes.Scope)
+    return any(not (scope.body and isinstance(scope.body[0], escape)) for scope in scopes)
+
+
+# Comments
+
+
+@lru_cache
+def uncommented(template: str) -> str:
+    """The template without the comments (and the last newline) that change nothing.
+
+    Jinja's parser sees tokens only, so two templates with the same tokens give the same
+    texts. A comment can trim the whitespace around it, so each one is taken out only where
+    the tokens prove that nothing else changes.
+    """
+    wanted = _tokens(template)
+    if wanted is None:  # which `inspect` refuses
+        return template
+    for comment in reversed(list(_COMMENT.finditer(template))):
+        for shorter in _without(template, comment):
+            if _tokens(shorter) == wanted:
+                template = shorter
+                break
+    shorter = template.removesuffix("\n")
+    return shorter if _tokens(shorter) == wanted else template
+
+
+def _without(template: str, comment: re.Match[str]) -> Iterator[str]:
+    """The template without a comment, with less and less of what is around it; at last,
+    without the comment's words."""
+    before, after = template[: comment.start()], template[comment.end() :]
+    left = before.rstrip() if comment[0].startswith("{#-") else before.rstrip(" \t")
+    right = after.lstrip() if comment[0].endswith("-#}") else after.removeprefix("\n")
+    for one in (left, before):
+        for other in (right, after):
+            yield one + other
+    begin = "{#-" if comment[0].startswith("{#-") else "{#"
+    end = "-#}" if comment[0].endswith("-#}") else "#}"
+    yield f"{before}{begin} {end}{after}"
+
+
+def _tokens(template: str) -> list[tuple[str, str]] | None:
+    """What Jinja's parser sees of a template, in order, neighbouring texts as one."""
+    found: list[tuple[str, str]] = []
+    try:
+        for token in _reading().lexer.tokenize(template):
+            kind, value = token.type, token.value
+            if kind == "data" and found and found[-1][0] == "data":
+                found[-1] = (kind, found[-1][1] + value)
+            else:
+                found.append(
+                    (kind, f"{type(value).__name__} {value!r}" if kind != "data" else value)
+                )
+    except jinja2.TemplateSyntaxError:
+        return None
+    return found
+
+
+# Running
+
+
+class Renderer:
+    """One chat template with its special tokens, ready to be run.
+
+    Each loop and each macro counts its steps, and operators and buffers the sizes of what they
+    make, so that no template runs or grows without end. This changes no text.
+    """
+
+    def __init__(self, template: str, special_tokens: dict[str, str]) -> None:
+        # Imported here: it takes a second, and most commands render nothing.
+        from transformers.utils import chat_template_utils as theirs
+
+        self.about = inspect(template)
+        self.source = template  # as it is run, with the date that it is told
+        if "strftime_now" in self.about.variables:
+            self.source = _CLOCK + template
+        self._special_tokens = special_tokens
+        self._plain = theirs._plain_template_data
+        self._aliased = theirs._alias_reasoning_fields
+        # transformers has no other way to its environment than a template compiled in it.
+        environment = theirs._cached_compile_jinja_template("").environment
+        self._environment = environment
+        self._steps = self._characters = 0
+        self._range = environment.globals["range"]
+        environment.globals["range"] = self._counted_range
+        environment.counted, environment.step = self._counted, self._step
+        environment.sized, environment.wrote = self._sized, self._wrote
+        environment.intercepted_binops = _GROWING
+        environment.call_binop = self._operate
+        self._operators = environment.binop_table
+        tree = _Bounded(environment).visit(environment.parse(self.source))
+        self._template = environment.from_string(tree)
+
+    def __call__(
+        self,
+        chat: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        prompt: bool = False,
+        mark: bool = False,
+    ) -> tuple[str, list[Span]]:
+        """The text of a conversation, and where {% generation %} marks it, if wanted."""
+        blocks: list[str] = []
+        found: list[Span] = []
+        self._steps = self._characters = 0
+        marking = self._environment.activate_tracker(blocks, found) if mark else nullcontext()
+        try:
+            given = {
+                "messages": self._aliased(self._plain(chat)),
+                "tools": self._plain(tools),
+                "documents": None,
+                "add_generation_prompt": prompt,
+            }
+            size = 0
+            with marking:
+                for block in self._template.generate(**given, **self._special_tokens):
+                    blocks.append(block)
+                    size += len(block)
+                    _check(size)
+        except TooMuch as error:
+            raise UserError(f"the chat template {error}; give a simpler one: {KEY}") from None
+        except Exception as error:  # a template is a program of the user's: it may raise anything
+            kind = "" if type(error) is jinja2.TemplateError else f"{type(error).__name__}: "
+            raise UserError(
+                f"the chat template refuses these messages: {kind}{error}; "
+                f"correct the row, or give the model another template: {KEY}"
+            ) from None
+        return "".join(blocks), found
+
+    def _step(self, steps: int) -> str:
+        self._steps += steps
+        if self._steps > MOST_STEPS:
+            raise TooMuch(f"takes more than {MOST_STEPS:,} steps for one row")
+        return ""
+
+    def _counted(self, values: Any) -> Any:
+        """What a loop goes through."""
+        try:
+            self._step(len(values))
+        except TypeError:
+            if hasattr(values, "__next__"):
+                return self._each(values)
+        return values
+
+    def _each(self, values: Iterator[Any]) -> Iterator[Any]:
+        for value in values:
+            self._step(1)
+            yield value
+
+    def _counted_range(self, *limits: int) -> range:
+        found = self._range(*limits)
+        self._step(len(found))
+        return found
+
+    def _sized(self, value: Any) -> Any:
+        if isinstance(value, str | list | tuple):
+            _check(len(value))
+        return value
+
+    def _wrote(self, value: Any) -> str:
+        """What is written into a buffer, such as that of a macro."""
+        text = value if isinstance(value, str) else str(value)
+        self._characters += len(text)
+        _check(self._characters)
+        return text
+
+    def _operate(self, _: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "*":
+            for one, other in ((left, right), (right, left)):
+                if isinstance(one, str | list | tuple) and isinstance(other, int):
+                    _check(len(one) * other)
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            _check(left.bit_length() * right)
+        elif (
+            operator == "%" and isinstance(left, str) and re.search(r"%[^a-zA-Z%]*(\d{7}|\*)", left)
+        ):
+            raise TooMuch("pads a text to a million characters or to a width given elsewhere")
+        return self._sized(self._operators[operator](left, right))
+
+
+def _check(size: int) -> None:
+    if size > MOST_CHARACTERS:
+        raise TooMuch(f"makes more than {MOST_CHARACTERS:,} characters of one row")
+
+
+class _Bounded(NodeTransformer):
+    """A template's tree with calls of the environment that count what it does."""
+
+    def __init__(self, environment: Any) -> None:
+        self._environment, self._depth = environment, 0
+
+    def _call(self, name: str, *given: nodes.Expr) -> nodes.Call:
+        function = nodes.EnvironmentAttribute(name)
+        call = nodes.Call(function, list(given), [], None, None)
+        return call.set_environment(self._environment)
+
+    def _step(self, node: nodes.Node) -> nodes.ExprStmt:
+        steps = nodes.Const(1 if isinstance(node, nodes.For) else MACRO_STEPS)
+        return nodes.ExprStmt(self._call("step", steps), lineno=node.lineno)
+
+    def visit_For(self, node: nodes.For) -> nodes.For:
+        self.generic_visit(node)
+        node.iter = self._call("counted", node.iter)
+        if node.recursive:  # loop(…) gives what it goes through next by another way
+            node.body.insert(0, self._step(node))
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return self._call("sized", node)
+
+    def visit_Output(self, node: nodes.Output) -> nodes.Output:
+        self.generic_visit(node)
+        if self._depth:
+            node.nodes = [self._call("wrote", self._value(child)) for child in node.nodes]
+        return node
+
+    def _value(self, child: nodes.Expr) -> nodes.Expr:
+        return nodes.Const(child.data) if isinstance(child, nodes.TemplateData) else child
+
+    def _buffer(self, node: Any) -> Any:
+        self._depth += 1
+        self.generic_visit(node)
+        self._depth -= 1
+        if isinstance(node, nodes.Macro | nodes.CallBlock):
+            node.body.insert(0, self._step(node))
+        return node
+
+    visit_Macro = visit_CallBlock = visit_FilterBlock = visit_AssignBlock = _buffer
