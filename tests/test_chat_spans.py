@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokencache.chat import Chat
+from tokencache.chat_spans import Places
 
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}
 
@@ -299,3 +300,18 @@ def test_spans_of_any_template(chat, header, first, end, change, roles, eos, pro
     messages = [{"role": role, "content": words} for role, words in chat]
     made = Chat(template, {}, True, sorted(roles), eos).document(messages, None)
     assert made == (text, wanted)
+
+
+TURNS = st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=3)
+
+
+@pytest.mark.parametrize("style", ENDS)
+@settings(max_examples=25, deadline=None)
+@given(TURNS, st.sampled_from(["assistant", "user"]), st.booleans())
+def test_placeholders_in_all_messages_show_what_one_by_one_do(style, turns, role, eos):
+    chat = [message for asked, said in turns for message in (user(asked), answer(said))]
+    made = Chat(getattr(styles, style), SPECIALS, True, [role], eos)
+    found = made.document(chat, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Places, "_together", lambda *_: {})
+        assert made.document(chat, None) == found

@@ -101,8 +101,9 @@ def template_text(given: str | None) -> str | None:
         return Path(given).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
+        name = given if given.isprintable() else repr(given)
         raise UserError(
-            f"chat_template: {given!r}: {reason}; give Jinja text or a file with it"
+            f"chat_template: {name}: {reason}; give Jinja text or a file with it"
         ) from None
 
 
