@@ -9,14 +9,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from . import training_checks
+from . import plain, training_checks
 from .config_files import sized
 from .credentials import hidden
 from .dataset_config import Dataset
-from .errors import UserError
+from .errors import MOST_NAMES, UserError
 from .fields import Bytes, Folder, Length, Names, OneOrMore, Section, Switch
-from .messages import check_files, explain, line_of, unknown
+from .messages import Lines, check_files, explain, unknown
 
+MOST_LETTERS = 128  # of a name, which stands in the names of files
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 # Names of the workflow's own rules, targets and folders, which no model can have.
@@ -173,9 +174,9 @@ class Containers(Section):
         # It becomes a line of a definition file, in which another line could say anything.
         if not value.strip() or not value.isprintable() or re.search("[{}]", value):
             raise ValueError(f"{value!r} can't name an image; give one line without {{}}")
-        if value != "debian" and "://" not in value and not Path(value).exists():
+        if value != "debian" and "://" not in value and not os.path.exists(value):
             raise ValueError(
-                f"there is no folder or image {value!r}; give one, a URL such as "
+                f"there is no folder or image {plain.shown(value)}; give one, a URL such as "
                 "docker://python:3.11-slim-bookworm, or debian"
             )
         return value
@@ -206,7 +207,14 @@ class Config(Section):
     def _names(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
         for name in value:
             if not NAME.fullmatch(name):
-                raise ValueError(f"the name {name!r} may hold letters, digits, '_', '-', '.' only")
+                raise ValueError(
+                    f"the name {plain.shown(name)} may hold letters, digits, '_', '-', '.' only"
+                )
+            if len(name) > MOST_LETTERS:
+                raise ValueError(
+                    f"the name {name} has {len(name)} letters; folders are called by it, so give "
+                    f"one of {MOST_LETTERS} at most"
+                )
             if info.field_name == "models" and name in RESERVED:
                 raise ValueError(f"a model can't be named {name!r}: a target has that name")
         return value
@@ -247,14 +255,27 @@ class Config(Section):
         return self.training.model_copy(update=own)
 
 
-def _explained(error: ValidationError) -> dict[tuple, str]:
-    """What is wrong by key path; of a key that may be a word or a list, what was meant."""
+def _meant(error: ValidationError) -> list[dict[str, Any]]:
+    """The problems that pydantic found; of a key that may be a word or a list, what was meant."""
     problems = [
         problem
         for problem in error.errors()
         if not (problem["type"] == "literal_error" and isinstance(problem["input"], list | dict))
     ]
-    return dict(explain(problem, Config) for problem in problems or error.errors())
+    return problems or error.errors()
+
+
+def _refuse(problems: dict[tuple, str], count: int, files: list[str | Path]) -> None:
+    """Raises UserError with what is wrong by key path, the first ones of so many, if any is."""
+    if not problems:
+        return
+    lines = Lines(list(files))
+    said = [
+        f"{lines.of(location)}{'.'.join(plain.cut(str(part)) for part in location)}: {message}"
+        for location, message in problems.items()
+    ]
+    more = [f"… and {count - MOST_NAMES:,} more"] if count > MOST_NAMES else []
+    raise UserError("\n".join([*said, *more]))
 
 
 def load(raw: dict[str, Any], files: list[str | Path] = ()) -> Config:
@@ -264,14 +285,15 @@ def load(raw: dict[str, Any], files: list[str | Path] = ()) -> Config:
     they can. Raises UserError with every problem, one a line.
     """
     check_files(list(files))
+    odd = list(plain.problems(raw))
+    _refuse(dict(odd[:MOST_NAMES]), len(odd), files)
     try:
         config = Config.model_validate(sized(raw))
     except ValidationError as error:
-        lines = []
-        for location, message in _explained(error).items():
-            key = ".".join(map(str, location))
-            lines.append(f"{line_of(list(files), location)}{key}: {message}")
-        raise UserError("\n".join(lines)) from None
+        problems = _meant(error)
+        said = dict(explain(problem, Config) for problem in problems[:MOST_NAMES])
+        _refuse(said, len(problems), files)
+        raise
     _check_names(config)
     training_checks.check(config)
     return config

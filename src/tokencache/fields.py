@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from .plain import LARGEST, shown
+
+MOST = 255  # bytes of a name that file systems take
 
 
 class Section(BaseModel):
@@ -26,7 +29,10 @@ def size_in_bytes(value: Any) -> Any:
         match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?)(i?)B?\s*", value)
         if match:
             base = 1024 if match[3] else 1000
-            return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+            size = float(match[1]) * base ** " KMGT".index(match[2].upper() or " ")
+            if not size < LARGEST:
+                raise ValueError(f"{shown(value)} is more bytes than there are")
+            return int(size)
     return value
 
 
@@ -34,9 +40,11 @@ def _folder(value: Any) -> Any:
     """A folder's name without `~` and `./`, fit for file patterns."""
     if isinstance(value, str):
         if not value or re.search(r"[{}*?\[\]]", value):
-            raise ValueError(f"{value!r} can't be a folder here; give one without {{}}*?[]")
+            raise ValueError(f"{shown(value)} can't be a folder here; give one without {{}}*?[]")
         value = os.path.normpath(os.path.expanduser(value))
-        if Path(value).exists() and not Path(value).is_dir():
+        if not value.isprintable() or any(len(os.fsencode(n)) > MOST for n in value.split("/")):
+            raise ValueError(f"{shown(value)} can't be a folder: a name in it is too long or odd")
+        if os.path.exists(value) and not os.path.isdir(value):
             raise ValueError(f"{value} is a file, not a folder")
     return value
 
@@ -55,6 +63,6 @@ def _section(value: Any) -> Any:
 OneOrMore = BeforeValidator(_listed)
 Switch = BeforeValidator(_section)
 Folder = Annotated[str, BeforeValidator(_folder)]
-Bytes = Annotated[int, BeforeValidator(size_in_bytes), Field(ge=1024)]
+Bytes = Annotated[int, BeforeValidator(size_in_bytes), Field(ge=1024, le=2**40)]
 Names = Annotated[list[str], OneOrMore, Field(min_length=1)]
 Length = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**24)]

@@ -23,6 +23,7 @@ from .processes import TAG, is_running, process_tag
 
 KEY_DIGITS = 32
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+IN_RUST = re.compile(rf"\(os error ({errno.ENOSPC}|{errno.EDQUOT})\)")
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 # What nobody wrote to for so long was left by a job that is dead, wherever it ran.
@@ -36,6 +37,16 @@ OLD_TEMPORARY = re.compile(r"\..+-[0-9]+-[0-9]+-[0-9]+\.[^.]+\.tmp")
 
 # Snakemake sets the time of this file in a folder that a job made or found.
 TIMESTAMP = ".snakemake_timestamp"
+
+
+def check_name(path: str | Path, where: str = "") -> None:
+    """Raises UserError for a path that is not UTF-8, which no plan can hold."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{where and f'{where}: '}the name of {os.fsencode(path)!r} is not UTF-8; rename it"
+        ) from None
 
 
 def key_of(made_of: Any) -> str:
@@ -136,6 +147,12 @@ def published(
             if error.errno in DISK_FULL:
                 raise UserError(_full(error, final, size_of(temporary), needs)) from None
             raise
+        except Exception as error:
+            # As libraries in Rust say it, such as `tokenizers`: with no class of its own.
+            if not (found := IN_RUST.search(str(error))):
+                raise
+            full = OSError(int(found[1]), str(error))
+            raise UserError(_full(full, final, size_of(temporary), needs)) from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection
 
 from .errors import UserError
-from .files import read_json
+from .files import check_name, read_json
 from .readers import Source
 
 SUFFIXES = {
@@ -203,6 +203,7 @@ def _known() -> str:
 
 
 def _source(path: str, where: str, format: str, sample_by: str) -> Source:
+    check_name(path, where)
     named, compression = _named(path)
     if format == "auto":
         if named is None:

@@ -21,7 +21,7 @@ from blake3 import blake3
 
 from . import sources
 from .errors import UserError
-from .files import KEY_DIGITS, hash_file
+from .files import KEY_DIGITS, check_name, hash_file
 from .index import Index
 from .progress import Progress
 from .sources import Piece, Source
@@ -184,6 +184,8 @@ def check_same(found: list[Any], planned: list[Any], path: str, where: str) -> N
 
 def file_digests(files: list[str], index: Index) -> list[str]:
     """BLAKE3 of whole files (weights, data set folders), remembered like shards."""
+    for file in files:
+        check_name(file)
     about = "file digest"
     new = {file: os.stat(file).st_size for file in files if not index.knows([file], about)}
     found = []

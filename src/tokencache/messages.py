@@ -12,17 +12,18 @@ import yaml
 from pydantic import BaseModel
 
 from .credentials import hidden
-from .errors import UserError
+from .errors import UserError, listed
 from .other_names import named_here
+from .plain import MOST_SHOWN, TOO_DEEP, check_node, shown
 
 MOST_PLACES = 2  # that are named; a key that more sections have is none of a few
 
 
 def unknown(name: str, known: Any, prefix: str, what: str = "key") -> str:
     known = [str(k) for k in known]
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known)
-    return f"unknown {what} '{prefix}{name}'; {hint}"
+    near = difflib.get_close_matches(name[:MOST_SHOWN], known, 1, 0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {listed(known)}"
+    return f"unknown {what} {shown(prefix + name)}; {hint}"
 
 
 def _section_at(root: type[BaseModel], location: tuple) -> type[BaseModel] | None:
@@ -70,7 +71,7 @@ def explain(problem: dict[str, Any], root: type[BaseModel]) -> tuple[tuple, str]
     if kind == "literal_error":
         if location[0] == "datasets" and location[2:] == ("packing",) and isinstance(given, bool):
             return location, f"here it is packing: {'best_fit' if given else 'none'}"
-        said = f"{given!r} is not one of {problem['ctx']['expected']}"
+        said = f"{shown(given)} is not one of {problem['ctx']['expected']}"
         if location[0] == "datasets" and location[2:] == ("format",) and given == "view":
             said += "; `format: view` stands at the top level, for the caches of all data sets"
         return location, said
@@ -80,7 +81,7 @@ def explain(problem: dict[str, Any], root: type[BaseModel]) -> tuple[tuple, str]
         return location, message
     if "mlflow" in location and isinstance(given, str):
         given = hidden(given)
-    return location, f"{message}, not {given!r}"
+    return location, f"{message}, not {shown(given)}"
 
 
 def _elsewhere(name: str, root: type[BaseModel]) -> str | None:
@@ -109,7 +110,18 @@ def _sections(
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, which YAML would take silently."""
+    """Refuses a key that stands twice in one mapping, which YAML would take silently, and
+    what only looks like a value, such as the date 2024-13-45."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError) as error:
+            mark = node.start_mark
+            raise UserError(
+                f"{mark.name}:{mark.line + 1}: {shown(node.value)} is not a value that YAML "
+                f"knows ({error}); put it in quotes"
+            ) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: dict[Any, int] = {}
@@ -124,12 +136,25 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _content(file: str | Path) -> Any:
+    with open(file, encoding="utf-8") as stream:
+        loader = _Loader(stream)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            check_node(node)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+
+
 def check_files(files: list[str | Path]) -> None:
-    """Refuse YAML that can't be read, and keys given twice, with file and line."""
+    """Refuse YAML that can't be read, or that stands for too much, and keys given twice, with
+    file and line."""
     for file in files:
         try:
-            with open(file, encoding="utf-8") as stream:
-                content = yaml.load(stream, _Loader)
+            content = _content(file)
         except yaml.MarkedYAMLError as error:
             at = error.problem_mark or error.context_mark
             raise UserError(f"{file}:{at.line + 1}: this is no YAML: {error.problem}") from None
@@ -137,28 +162,41 @@ def check_files(files: list[str | Path]) -> None:
             raise UserError(f"{file}: this is no YAML: {error}") from None
         except OSError as error:
             raise UserError(f"{file}: {error.strerror}") from None
+        except RecursionError:
+            raise UserError(f"{file}: {TOO_DEEP}") from None
         if not isinstance(content, dict):
             raise UserError(
                 f"{file}: no keys, such as models: and datasets:, are in it; see docs/config.md"
             )
 
 
-def line_of(files: list[str | Path], location: tuple) -> str:
-    """'config.yaml:12: ' for a key path, from the last file that has it, or ''."""
-    for file in reversed(files):
-        with open(file, encoding="utf-8") as stream:
-            node = yaml.compose(stream, yaml.SafeLoader)
-        line, depth = None, 0
-        for part in location:
-            if isinstance(node, yaml.MappingNode):
-                entry = next(((k, v) for k, v in node.value if k.value == str(part)), None)
-            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-                entry = (node.value[part], node.value[part]) if part < len(node.value) else None
-            else:
-                entry = None
-            if entry is None:
-                break
-            line, node, depth = entry[0].start_mark.line + 1, entry[1], depth + 1
-        if line is not None and depth >= len(location) - 1:
-            return f"{file}:{line}: "
-    return ""
+class Lines:
+    """Where keys stand in YAML files, of which later ones are laid over earlier ones."""
+
+    def __init__(self, files: list[str | Path]) -> None:
+        self._roots = []
+        for file in reversed(files):
+            with open(file, encoding="utf-8") as stream:
+                self._roots.append((file, yaml.compose(stream, yaml.SafeLoader)))
+
+    def of(self, location: tuple) -> str:
+        """'config.yaml:12: ' for a key path, from the last file that has it, or ''."""
+        for file, node in self._roots:
+            if line := _line(node, location):
+                return f"{file}:{line}: "
+        return ""
+
+
+def _line(node: yaml.Node | None, location: tuple) -> int | None:
+    line, depth = None, 0
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            entry = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            entry = (node.value[part], node.value[part]) if part < len(node.value) else None
+        else:
+            entry = None
+        if entry is None:
+            break
+        line, node, depth = entry[0].start_mark.line + 1, entry[1], depth + 1
+    return line if depth >= len(location) - 1 else None

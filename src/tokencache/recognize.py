@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from . import sources
 from .dataset_config import Dataset
-from .errors import UserError
+from .errors import UserError, listed
 from .messages import explain
 from .sources import Source
 
@@ -29,7 +29,7 @@ def recognized(name: str, dataset: Dataset, columns: list[str], source: Source) 
         one = columns[0] if columns else "COLUMN"
         raise UserError(
             f"datasets.{name}: nothing says how a row becomes a document: there is no column "
-            f"'text' in {source.path}; there are: {', '.join(columns)} (known by their names: "
+            f"'text' in {source.path}; there are: {listed(columns)} (known by their names: "
             f"{KNOWN}). Write it, such as document: {{text: {one}}}"
         )
     if document != {"text": "text"}:
@@ -40,7 +40,7 @@ def recognized(name: str, dataset: Dataset, columns: list[str], source: Source) 
     except ValidationError as error:
         said = "; ".join(explain(problem, Dataset)[1] for problem in error.errors())
         raise UserError(
-            f"datasets.{name}: {said}; its columns are {', '.join(columns)}, so it was taken as "
+            f"datasets.{name}: {said}; its columns are {listed(columns)}, so it was taken as "
             f"document: {_as_yaml(document)}"
         ) from None
 

@@ -20,7 +20,7 @@ from . import (
 from . import weights as model_weights
 from .config import Config, Dataset, TokenizerTraining
 from .data_sets import DataSets
-from .errors import UserError
+from .errors import UserError, listed
 from .files import key_of
 from .index import Index
 from .plan import INDEX, Plan, fetched_path, target_path, tokenizer_path
@@ -171,7 +171,7 @@ class _Resolver:
                 if there and column not in there:
                     raise UserError(
                         f"datasets.{name}.document: there is no column {column!r} in "
-                        f"{', '.join(files)}; there are: {', '.join(there)}"
+                        f"{', '.join(files)}; there are: {listed(there)}"
                     )
         key = key_of(recipe)
         self.recipes[key] = recipe

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from . import manifest
 from .errors import UserError
-from .files import key_of, published, read_json, write_json
+from .files import check_name, key_of, published, read_json, write_json
 from .inventory import FACTS_FILE
 from .probe import PROBE, around, probe, probe_ids
 
@@ -83,6 +83,8 @@ def files_of(ref: Reference) -> list[Path]:
     if not path.is_dir():
         raise UserError(f"there is no file or folder {path}")
     found = {file for pattern in FILES for file in path.glob(pattern) if file.is_file()}
+    for file in found:
+        check_name(file)
     if not {file.name for file in found if file.suffix not in (".py", ".jinja")} - CONFIGURATION:
         raise UserError(f"the folder {path} holds no tokenizer: there is no tokenizer.json in it")
     return sorted(found)
