@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
 # Nothing that loads NumPy or another library that reads its number of threads at its start.
-from . import __version__, machine, ranks, signals, slurm
+from . import __version__, machine, plain, ranks, signals, slurm
 from .errors import UserError
 from .files import DISK_FULL
 from .operate import VERBS
@@ -166,9 +167,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"tokencache: {ranks.in_turn(str(error))}", file=sys.stderr)
         return error.status
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno not in (*DISK_FULL, errno.ENAMETOOLONG):
             raise
-        print(f"tokencache: {error.filename or ''}: the disk is full", file=sys.stderr)
+        full = error.errno in DISK_FULL
+        said = "the disk is full" if full else "no file can have so long a name"
+        print(f"tokencache: {plain.cut(str(error.filename or ''))}: {said}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
