@@ -36,7 +36,7 @@ def lengths(count: int, random: np.random.Generator) -> np.ndarray:
 def make_shards(folder: Path, tokens: int, masked: bool, ids_below: int = 50_000) -> list[str]:
     """Token shards as the tokenize stage writes them; their names in the folder."""
     random = np.random.default_rng(1)
-    schema = pa.schema([("input_ids", pa.large_list(pa.uint16()))])
+    schema = pa.schema([("input_ids", pa.large_list(pa.uint16())), ("row_hash", pa.uint64())])
     if masked:
         schema = schema.append(pa.field("loss_spans", pa.large_list(pa.int32())))
     names = []
@@ -49,7 +49,8 @@ def make_shards(folder: Path, tokens: int, masked: bool, ids_below: int = 50_000
                 found = lengths(TOKENS_IN_A_BATCH // 300, random)
                 offsets = np.concatenate([[0], np.cumsum(found)])
                 ids = random.integers(3, ids_below, offsets[-1], np.uint16)
-                columns = [pa.LargeListArray.from_arrays(offsets, ids)]
+                hashes = pa.array(random.integers(0, 2**64, len(found), np.uint64))
+                columns = [pa.LargeListArray.from_arrays(offsets, ids), hashes]
                 if masked:
                     spans = np.stack([found // 2, found], 1).astype(np.int32).ravel()
                     places = np.arange(len(found) + 1) * 2

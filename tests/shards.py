@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def runs(mask: list[bool]) -> list[int]:
 
 def write_shard(path: Path, documents: list[Document], masked=False, ids="uint16", batch=3) -> str:
     """A token shard of some documents, `batch` of them in a record batch."""
-    columns = {"input_ids": pa.large_list(pa.type_for_alias(ids))}
+    columns = {"input_ids": pa.large_list(pa.type_for_alias(ids)), "row_hash": pa.uint64()}
     if masked:
         columns["loss_spans"] = pa.large_list(pa.int32())
     schema = pa.schema(columns)
@@ -32,11 +33,17 @@ def write_shard(path: Path, documents: list[Document], masked=False, ids="uint16
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for start in range(0, len(documents), batch):
             part = documents[start : start + batch]
-            arrays = [pa.array([d for d, _ in part], columns["input_ids"])]
+            arrays = [pa.array([d for d, _ in part], columns["input_ids"]), row_hashes(part)]
             if masked:
                 arrays.append(pa.array([runs(mask) for _, mask in part], columns["loss_spans"]))
             writer.write_batch(pa.record_batch(arrays, schema=schema))
     return str(path)
+
+
+def row_hashes(documents: list[Document]) -> pa.Array:
+    """Equal ones of equal documents."""
+    digests = (hashlib.sha256(json.dumps(ids).encode()).digest()[:8] for ids, _ in documents)
+    return pa.array([int.from_bytes(digest, "little") for digest in digests], pa.uint64())
 
 
 def entry(max_length, overflow="truncate", packing="none", validation=None, key="0" * 32):
@@ -48,10 +55,7 @@ def entry(max_length, overflow="truncate", packing="none", validation=None, key=
 
 
 def tokens(splits: dict[str, list[str]], prefix=0, suffix=0, provenance=None):
-    found = {
-        name: {"paths": paths, "shards": [f"{name} {n}" for n in range(len(paths))]}
-        for name, paths in splits.items()
-    }
+    found = {name: {"paths": paths} for name, paths in splits.items()}
     return {
         "prefix": prefix, "suffix": suffix, "splits": found, "provenance": provenance or {},
     }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -54,6 +55,7 @@ def render(made, piece):
     """All texts and spans of a piece, and the sizes of the batches that they came in."""
     texts, spans, sizes = [], [], []
     for batch in documents.render(made, piece, sources.digest(piece)):
+        assert batch.hashes.dtype == np.uint64 and len(batch.hashes) == len(batch.texts)
         assert batch.texts.type == pa.large_string()
         assert batch.texts.null_count == 0
         assert batch.spans is None or len(batch.spans) == len(batch.texts)
@@ -214,7 +216,7 @@ def test_null_and_missing_are_nothing(tmp_path):
     rows = [{"a": "x", "b": "y"}, {"a": None, "b": "y"}, {"b": ""}, {"a": "", "b": None}]
     piece = write(tmp_path / "a.jsonl", rows)
     assert render(recipe({"text": "a"}), piece)[0] == ["x", "", "", ""]
-    assert render(recipe({"text": "<{a}|{b}>"}), piece)[0] == ["<x|y>", "<|y>", "<|>", "<|>"]
+    assert render(recipe({"text": "<{a}|{b}>"}), piece)[0] == ["<x|y>", "<|y>", "", ""]
     made = recipe({"prompt": "a", "completion": "b"}, loss="completion")
     assert render(made, piece)[:2] == (["xy", "y", "", ""], [[(1, 2)], [(0, 1)], [], []])
 
@@ -256,18 +258,84 @@ def test_nothing_gives_no_batch(tmp_path):
 
 
 def test_a_row_that_cannot_be_a_conversation_is_named(tmp_path):
-    rows = [{"messages": talk("a", "b")}, {"messages": talk("a", "b")}, {"messages": []}]
+    wrong = {"messages": [{"role": None, "content": "a"}]}
+    rows = [{"messages": talk("a", "b")}, {"messages": talk("a", "b")}, wrong]
     piece = write(tmp_path / "a.jsonl", rows)
-    fails(lambda: render(chat(), piece), f"{tmp_path}/a.jsonl:3: the messages are an empty list")
+    fails(lambda: render(chat(), piece), f"{tmp_path}/a.jsonl:3: message 1 has no role")
     size = len((json.dumps(rows[0]) + "\n").encode())
     rest = sources.Piece(piece.source, size, piece.stop)
-    fails(lambda: render(chat(), rest), f"{tmp_path}/a.jsonl:3: the messages are an empty list")
+    fails(lambda: render(chat(), rest), f"{tmp_path}/a.jsonl:3: message 1 has no role")
     table = pa.table({"messages": [row["messages"] for row in rows]})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
     source = sources.Source(str(tmp_path / "a.parquet"), "parquet", None, "line")
     for start, place in ((0, "row 3: "), (1, "row 1 from row group 1 on: ")):
         made = sources.Piece(source, start, 2)
         fails(lambda made=made: render(chat(), made), f"{tmp_path}/a.parquet: {place}")
+
+
+EMPTY = [{"t": "", "u": ""}, {"t": None, "u": None}, {"x": 1}, {"t": "", "u": None}]
+SAYING = [{"t": " ", "u": ""}, {"t": "\u200b"}, {"u": "a"}]
+ASKED = {"instruction": "t", "output": "u"}
+TEXTS = [
+    recipe({"text": "{t}{u}"}),
+    recipe({"text": "# {t}\n{u}{eos_token}"}),
+    recipe({"prompt": "Q: {t}", "completion": "A: {u}{eos_token}"}, loss="completion"),
+    recipe(ASKED),
+    recipe(ASKED | {"input": "u", "output": "t"}, loss="completion"),
+    recipe(ASKED | {"style": "chat"}, CHATML, loss="assistant"),
+]
+
+
+@pytest.mark.parametrize("made", TEXTS)
+def test_a_row_whose_columns_hold_nothing_is_an_empty_document(made, tmp_path):
+    texts, spans, _ = render(made, write(tmp_path / "a.jsonl", [*EMPTY, *SAYING, *EMPTY]))
+    nothing = len(EMPTY)
+    for part in (slice(nothing), slice(-nothing, None)):
+        assert texts[part] == [""] * nothing
+        assert spans[part] in ([None] * nothing, [[]] * nothing)
+    assert all(texts[nothing:-nothing]), "blank is not empty"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], None, "", "[]", talk("", ""), [{"role": "user"}], [{"from": "human", "value": ""}],
+     [{"role": "user", "content": None}, {"role": "assistant", "content": []}]],
+)  # fmt: skip
+def test_a_conversation_in_which_nobody_says_anything_is_an_empty_document(messages, tmp_path):
+    rows = [{"messages": talk("a", "b"), "s": "S"}, {"messages": messages, "s": "Be brief."}, {}]
+    for made in (chat(loss="assistant"), recipe({"messages": "messages", "system": "s"}, CHATML)):
+        texts, spans, _ = render(made, write(tmp_path / "a.jsonl", rows))
+        assert texts[0] and texts[1:] == ["", ""] and not any(spans[1:])
+
+
+def test_a_message_that_calls_a_tool_says_something(tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    rows = [{"messages": [{"role": "assistant", "content": "", "tool_calls": [call]}]}]
+    assert render(chat(), write(tmp_path / "a.jsonl", rows))[0] != [""]
+
+
+def hashes(made, piece):
+    return [n for batch in documents.render(made, piece, sources.digest(piece))
+            for n in batch.hashes.tolist()]  # fmt: skip
+
+
+def test_rows_have_the_same_hash_for_every_tokenizer_and_template(tmp_path):
+    """By which the same documents are kept for validation."""
+    rows = [{"t": f"{n}", "u": "b", "messages": talk(f"{n}", "b")} for n in range(9)]
+    piece = write(tmp_path / "a.jsonl", [*rows, *rows[::-1]])
+    other = {"eos_token": "<end>"}
+    alike = [
+        ({"text": "{t}{u}{eos_token}"}, None, {}),
+        ({"messages": "messages"}, (CHATML, "{{ messages[0].content }}{{ tools }}"), {}),
+        (ASKED | {"style": "chat"}, (CHATML, MARKED), {"loss": "assistant"}),
+    ]
+    for document, two_of_them, more in alike:
+        one, two = two_of_them or [None] * 2
+        found = hashes(recipe(document, one, **more), piece)
+        assert found == hashes(recipe(document, two, other, **more), piece)
+        assert found[:9] == found[9:][::-1] and len(set(found)) == 9
+    assert hashes(recipe({"text": "{t}{u}"}), piece)[0] == 17633168388725634262
+    assert hashes(recipe({"text": "t"}), piece)[0] != hashes(recipe({"text": "u"}), piece)[0]
 
 
 def test_half_a_character_in_a_conversation_is_said(tmp_path):
@@ -292,9 +360,10 @@ def test_documents_are_the_same_in_batches_of_any_size(tmp_path_factory, rows, s
         "chat": chat(MARKED, loss="assistant"),
     }
     sides = [((row["q"] or "") + "|", row["a"]) for row in rows]
+    some = [q + a != "|" for q, a in sides]  # or the row is an empty document
     wanted = {
-        "text": [f"{q}{a}." for q, a in sides],
-        "sides": [f"{q}{a}" for q, a in sides],
+        "text": [f"{q}{a}." * there for (q, a), there in zip(sides, some, strict=True)],
+        "sides": [f"{q}{a}" * there for (q, a), there in zip(sides, some, strict=True)],
         "chat": [f"<s>[{row['q'] or '-'}]{row['a']}</s>" for row in rows],
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -491,12 +560,12 @@ def test_user_errors_have_no_traceback_of_another_error():
 def test_a_row_s_line_counts_blank_lines(tmp_path):
     path = tmp_path / "chat.jsonl"
     good = json.dumps({"messages": [{"role": "user", "content": "a"}]})
-    path.write_text("\n".join(["", good, " ", good, json.dumps({"messages": []}), good]) + "\n")
+    path.write_text("\n".join(["", good, " ", good, json.dumps({"messages": "a"}), good]) + "\n")
     dataset = Dataset(files=[str(path)], document={"messages": "messages"})
     made = documents.recipe(dataset, "{% for m in messages %}{{ m.content }}{% endfor %}", {})
     source = sources.Source(str(path), "jsonl", None, "line")
     whole = sources.Piece(source, 0, path.stat().st_size)
-    with pytest.raises(UserError, match=r"chat\.jsonl:5: the messages are an empty list"):
+    with pytest.raises(UserError, match=r"chat\.jsonl:5: the messages are text"):
         list(documents.render(made, whole, sources.digest(whole)))
     later = sources.Piece(source, len(good) + 2, path.stat().st_size)
     with pytest.raises(UserError, match=r"chat\.jsonl:5: "):

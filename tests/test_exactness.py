@@ -140,6 +140,34 @@ def test_rows_are_those_of_hugging_face(name, materialized, texts, tmp_path):
     assert rows_of(found, "input_ids") == [ids for ids in whole if len(ids) <= MAX_LENGTH]
 
 
+def test_an_empty_text_is_a_document_without_tokens_and_is_in_no_row(materialized, tmp_path):
+    """Of tokenizers that add special tokens it would teach to say nothing."""
+    rows = [{"text": ""}, {"text": "one"}, {"text": None}, {"a": 1}, {"text": " "}] * 100
+    forms = [
+        {"document": {"text": "text"}},
+        {"document": {"text": "{text}#"}},
+        {"document": {"prompt": "{text}", "completion": "{a}"}, "loss": "completion"},
+    ]
+    piece = write_rows(tmp_path / "a.jsonl", [row | {"a": None} for row in rows])
+    for name in ("bos_eos", "wordpiece", "byte_level"):
+        tokenizer, _ = materialized(name)
+        for number, form in enumerate(forms):
+            made = shard(
+                piece, recipe_of(tokenizer, **form), tokenizer, tmp_path / f"{name}{number}"
+            )
+            with pa.ipc.open_file(made) as reader:
+                ids = reader.read_all()["input_ids"].to_pylist()
+            assert ids[0] == ids[2] == ids[3] == [] and ids[1] and len(ids) == 500
+            assert name == "wordpiece" or ids[4], "a space is a text, if the tokenizer keeps it"
+            if number < 2:
+                kept = [row for row in ids if row]
+                out = tmp_path / f"{name}{number}-cache"
+                found = cache(made, recipe_of(tokenizer, **form), tokenizer, out)
+                assert rows_of(found, "input_ids") == kept and len(kept) <= 200
+                about = json.loads((out / "cache.json").read_text())
+                assert about["documents"]["train"]["documents_empty"] == 500 - len(kept)
+
+
 def conversations(count: int) -> list[list[dict]]:
     draw = random.Random(2)
     found = []

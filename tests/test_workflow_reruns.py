@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import make_tokenizer
+from datasets import load_from_disk
 from workflow import TINY, Workflow, rows, write_rows
 
 # In one worker, so that what the tests share is made once.
@@ -139,7 +140,7 @@ def test_a_change_and_back_reruns_nothing(workflow):
 
 
 def test_appended_rows_make_the_last_shard_and_new_ones(workflow):
-    before = workflow.token_shards()
+    before, caches = workflow.token_shards(), set(workflow.folder.glob("cache/one/qa/*"))
     path = workflow.folder / "data/a.jsonl"
     old = [shard["stop"] for shard in shards_of(workflow, path)]
     with open(path, "a", encoding="utf-8") as stream:
@@ -150,6 +151,18 @@ def test_appended_rows_make_the_last_shard_and_new_ones(workflow):
     new = [s["stop"] for s in shards_of(workflow, path)]
     assert new[: len(old) - 1] == old[:-1]  # all but the last one are as they were
     assert len(workflow.token_shards() - before) == len(new) - len(old) + 1
+    # No document of the validation is trained on now, nor the other way round.
+    [one], [other] = caches, set(workflow.folder.glob("cache/one/qa/*")) - caches
+    kept, grown = documents_of(one), documents_of(other)
+    assert kept["train"] < grown["train"] and kept["validation"] < grown["validation"]
+    assert not grown["train"] & grown["validation"]
+
+
+def documents_of(cache):
+    """The different rows of each split."""
+    return {
+        name: set(map(tuple, rows["input_ids"])) for name, rows in load_from_disk(cache).items()
+    }
 
 
 def shards_of(workflow, path):

@@ -23,6 +23,9 @@ SHAREGPT_ROLES = {
     "function_call": "assistant",
 }
 
+# Values of a message that say nothing.
+NOTHING = (None, "", [], {})
+
 # What one message is where a column has text instead of a list: the first is asked.
 _ROLES = ("user", "assistant")
 
@@ -55,6 +58,22 @@ def of_row(recipe: dict[str, Any], row: dict[str, Any]) -> tuple[Any, int]:
     if system := _text(row.get(recipe.get("system")), "system"):
         chat, first = [{"role": "system", "content": system}, *chat], first + 1
     return chat, first
+
+
+def is_empty(recipe: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Whether a row's conversation has no message that says anything."""
+    names = [recipe[key] for key in ("instruction", "input", "output") if key in recipe]
+    given = recipe.get("messages", [])
+    names += [given] if isinstance(given, str) else given
+    return not any(_says_something(row.get(name)) for name in names)
+
+
+def _says_something(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(_says_something(message) for message in value)
+    if isinstance(value, dict):
+        return any(value[key] not in NOTHING for key in value.keys() - {"role", "from"})
+    return value not in (*NOTHING, "[]")
 
 
 def _instructed(recipe: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:

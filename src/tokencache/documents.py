@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from . import machine, rendering, sources
-from .conversations import of_row, role_of
+from . import machine, rendering, row_hashes, sources
+from .conversations import is_empty, of_row, role_of
 from .errors import UserError
-from .readers import as_numpy, as_texts
+from .readers import as_numpy, as_texts, buffers
 from .sources import Piece
 
 if TYPE_CHECKING:
@@ -79,10 +80,13 @@ class Spans:
 class Batch:
     """Documents in row order: texts without nulls, as many as the machine's settings say.
 
+    A row whose columns hold nothing has an empty text, whatever its template puts around them.
+    `hashes`: (texts,) uint64 of what the columns hold, the same for every tokenizer and template.
     `spans` are the ranges of characters that are trained on; None where all are (loss: all).
     """
 
     texts: pa.LargeStringArray
+    hashes: np.ndarray
     spans: Spans | None
 
 
@@ -284,26 +288,37 @@ def render(recipe: dict[str, Any], piece: Piece, shard_key: str) -> Iterator[Bat
 
 def _texts(recipe: dict[str, Any], table: pa.Table) -> Iterator[Batch]:
     """The documents of a table of text columns, without a Python object a row."""
-    if recipe["form"] == "text":
-        for rows in _slices(table, recipe["text"]):
-            yield Batch(_joined(rows, recipe["text"]), None)
-        return
-    longest = recipe.get("prompt_with_input", recipe["prompt"])
-    for rows in _slices(table, longest + recipe["completion"]):
+    plain = recipe["form"] == "text"
+    longest = recipe["text"] if plain else recipe.get("prompt_with_input", recipe["prompt"])
+    for given in _slices(table, longest if plain else longest + recipe["completion"]):
+        columns = {name: _joined(given, [{"column": name}]) for name in needed_columns(recipe)}
+        rows = pa.table(columns)
+        hashes = row_hashes.of_columns(list(columns.values()))
+        sizes = sum(np.diff(buffers(column)[0]) for column in columns.values())
+        if plain:
+            yield Batch(_kept(_joined(rows, recipe["text"]), sizes > 0), hashes, None)
+            continue
         prompts = _joined(rows, recipe["prompt"])
         if "input" in recipe:
-            given = pc.not_equal(_joined(rows, recipe["input"]), "")
-            prompts = pc.if_else(given, _joined(rows, recipe["prompt_with_input"]), prompts)
-        texts = _join([prompts, _joined(rows, recipe["completion"])])
+            more = pc.not_equal(_joined(rows, recipe["input"]), "")
+            prompts = pc.if_else(more, _joined(rows, recipe["prompt_with_input"]), prompts)
+        texts = _kept(_join([prompts, _joined(rows, recipe["completion"])]), sizes > 0)
         if recipe["loss"] == "all":
-            yield Batch(texts, None)
+            yield Batch(texts, hashes, None)
             continue
         sides = [as_numpy(pc.utf8_length(side)) for side in (prompts, texts)]
         ranges = np.stack(sides, axis=1).astype(np.int64)
         ranges[:, 1] -= recipe.get("untrained_end", 0)
         some = ranges[:, 0] < ranges[:, 1]
         offsets = np.concatenate([[0], np.cumsum(some)]).astype(np.int64)
-        yield Batch(texts, Spans(ranges[some], offsets))
+        yield Batch(texts, hashes, Spans(ranges[some], offsets))
+
+
+def _kept(texts: pa.LargeStringArray, some: np.ndarray) -> pa.LargeStringArray:
+    """The texts of some rows, and the empty one for the others."""
+    if not np.diff(buffers(texts)[0])[~some].any():
+        return texts
+    return pc.if_else(pa.array(some), texts, pa.scalar("", pa.large_string()))
 
 
 def _slices(table: pa.Table, parts: Parts) -> Iterator[pa.Table]:
@@ -365,26 +380,37 @@ def _conversations(recipe: dict[str, Any], piece: Piece, shard_key: str) -> Iter
     template = chat_of(recipe)
     if "rendering" in recipe:
         rendering.check(template, recipe["rendering"])
+    names = [name for name in needed_columns(recipe) if name != recipe.get("tools")]
     texts: list[str] = []
+    held: list[str] = []
     spans: list[list[Span]] = []
+
+    def batch() -> Batch:
+        hashes = row_hashes.of_texts(as_texts(held))
+        return Batch(as_texts(texts), hashes, Spans.of(spans) if masked else None)
+
     row = size = 0
     for rows in sources.read_rows(piece, needed_columns(recipe), shard_key):
         for values in rows:
             row += 1
+            text, found = "", []
             try:
-                tools = values.get(recipe.get("tools"))
-                messages, first = of_row(recipe, values)
-                text, found = template.document(messages, tools, first)
-                size += _bytes(text)
+                if not is_empty(recipe, values):
+                    tools = values.get(recipe.get("tools"))
+                    messages, first = of_row(recipe, values)
+                    text, found = template.document(messages, tools, first)
+                    size += _bytes(text)
             except UserError as error:
                 raise UserError(f"{_where(piece, row)}: {error}") from None
             texts.append(text)
+            # Not the text, which is another one for each model's template.
+            held.append(json.dumps([values.get(n) for n in names], sort_keys=True, default=str))
             spans.append(found or [])
             if size >= most or len(texts) >= most_rows:
-                yield Batch(as_texts(texts), Spans.of(spans) if masked else None)
-                texts, spans, size = [], [], 0
+                yield batch()
+                texts, held, spans, size = [], [], [], 0
     if texts:
-        yield Batch(as_texts(texts), Spans.of(spans) if masked else None)
+        yield batch()
 
 
 def _where(piece: Piece, row: int) -> str:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from . import machine
 from .errors import UserError
-from .readers import as_arrow, as_numpy, as_texts
+from .readers import as_arrow, as_numpy, as_texts, buffers
 from .tokenizers import opened, probe
 
 SPACE_SIGN = "\u2581"  # of SentencePiece, for a space
@@ -350,16 +350,6 @@ def _guarded(call: Any, *values: Any) -> Any:
     except BaseException as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise Unfit(lines[0]) from None
-
-
-def buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets (texts + 1,) int64 from 0 on, and the bytes (uint8) that they point into."""
-    _, offsets, data = texts.buffers()
-    if offsets is None or not len(texts):
-        return np.zeros(1, np.int64), np.zeros(0, np.uint8)
-    places = np.frombuffer(offsets, np.int64, len(texts) + 1, texts.offset * 8)
-    whole = np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8)
-    return places - places[0], whole[places[0] : places[-1]]
 
 
 def _slices(texts: pa.LargeStringArray) -> Iterator[list[str]]:

@@ -153,14 +153,9 @@ def _vocabulary(plan: Plan, path: str) -> dict[str, Any] | None:
 
 
 def _token_shards(plan: Plan, token_set: dict[str, Any]) -> dict[str, dict[str, list[str]]]:
-    """Of each split, the paths of the token shards and the keys of their source shards."""
-    return {
-        split: {
-            "paths": [plan.tokens_path(key) for key in keys],
-            "shards": [plan.data["tokens"][key]["shard"] for key in keys],
-        }
-        for split, keys in token_set["splits"].items()
-    }
+    """Of each split, the paths of the token shards."""
+    splits = token_set["splits"].items()
+    return {name: {"paths": [plan.tokens_path(key) for key in keys]} for name, keys in splits}
 
 
 def train_run(plan: Plan, path: str) -> None:

@@ -57,7 +57,7 @@ def build(
     """Build a cache folder and publish it by one rename; returns cache.json's content.
 
     cache: the plan's entry. tokens: {"prefix", "suffix": special token counts,
-    "splits": {split: {"paths": token shards, "shards": source shard keys}}, "targets": of
+    "splits": {split: {"paths": token shards}}, "targets": of
     sources and targets the same of the targets, "provenance": what goes into cache.json as
     it is, "tokenizer": its folder, "vocabulary": what `report.make` says; the last two may be
     left out}. parts: folders of `build_part`, which hold data files;
@@ -129,9 +129,7 @@ def split_rows(
     for name, documents in sets.items():
         found = cuts[name][0]
         gather = Gatherer(documents.segments, masked, cut)
-        chosen = split_of(
-            name, cache["validation"], documents, tokens["splits"][name]["shards"], found
-        )
+        chosen = split_of(name, cache["validation"], documents, found)
         for split, mine in chosen.items():
             packed = rows(found[mine], max_length, cache["packing"])
             splits[split] = SplitRows(packed, gather, documents)

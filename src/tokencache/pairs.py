@@ -77,8 +77,7 @@ def splits(
     found: dict[str, PairRows] = {}
     for name, sides in sets.items():
         both = cuts[name][0]
-        shards = tokens["splits"][name]["shards"]
-        chosen = split_of(name, cache["validation"], sides[0], shards, both[0])
+        chosen = split_of(name, cache["validation"], sides[0], both[0])
         for split, mine in chosen.items():
             rows = []
             for documents, some in zip(sides, both, strict=True):

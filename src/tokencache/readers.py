@@ -85,6 +85,16 @@ def as_arrow(values: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
+def buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets (texts + 1,) int64 from 0 on, and the bytes (uint8) that they point into."""
+    _, offsets, data = texts.buffers()
+    if offsets is None or not len(texts):
+        return np.zeros(1, np.int64), np.zeros(0, np.uint8)
+    places = np.frombuffer(offsets, np.int64, len(texts) + 1, texts.offset * 8)
+    whole = np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8)
+    return places - places[0], whole[places[0] : places[-1]]
+
+
 def as_texts(values: list[str]) -> pa.LargeStringArray:
     """Texts without nulls. Raises UnicodeEncodeError for halves of characters."""
     data = [value.encode() for value in values]

@@ -21,13 +21,15 @@ from .readers import as_numpy
 class Segment:
     """One record batch of a token shard, memory-mapped.
 
-    ids: (tokens,) uint16 or int32; offsets: (documents + 1,) int64 into ids;
+    ids: (tokens,) uint16 or int32; offsets: (documents + 1,) int64 into ids; hashes:
+    (documents,) uint64 of the rows of the source;
     spans: (k, 2) int32 places in their document that are trained on, in order and apart,
     of which `spans_of[d]:spans_of[d + 1]` are document d's; None where all is trained on.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
+    hashes: np.ndarray
     spans: np.ndarray | None
     spans_of: np.ndarray | None
 
@@ -112,6 +114,11 @@ class Documents:
     def __len__(self) -> int:
         return len(self.length)
 
+    def hashes(self) -> np.ndarray:
+        """(n,) uint64 of the rows that the documents are made of."""
+        segments = (self.segments[number] for number in range(len(self.segments)))
+        return np.concatenate([np.zeros(0, np.uint64), *(one.hashes for one in segments)])
+
 
 def _read_beforehand(paths: list[str]) -> None:
     """Have the system read whole files where memory is plenty: rows are copied out of them
@@ -155,11 +162,12 @@ def _read(path: str, lost: str) -> tuple[np.dtype, list[Segment]]:
             for batch in batches:
                 batch.validate()  # that what it says of itself fits together
             dtype = reader.schema.field("input_ids").type.value_type.to_pandas_dtype()
+            segments = [_segment(batch) for batch in batches]
     except FileNotFoundError:
         raise UserError(f"token shard {path} {lost}") from None
     except (pa.ArrowException, OSError, KeyError) as error:
         raise UserError(f"token shard {path} can't be read ({error}); {REMAKE}") from None
-    return np.dtype(dtype), [_segment(batch) for batch in batches]
+    return np.dtype(dtype), segments
 
 
 def _segment(batch: pa.RecordBatch) -> Segment:
@@ -168,4 +176,5 @@ def _segment(batch: pa.RecordBatch) -> Segment:
     if "loss_spans" in batch.schema.names:
         column = batch.column("loss_spans")
         spans, spans_of = as_numpy(column.values).reshape(-1, 2), as_numpy(column.offsets) // 2
-    return Segment(as_numpy(ids.values), as_numpy(ids.offsets), spans, spans_of)
+    hashes = as_numpy(batch.column("row_hash"))
+    return Segment(as_numpy(ids.values), as_numpy(ids.offsets), hashes, spans, spans_of)

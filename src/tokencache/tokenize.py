@@ -45,21 +45,23 @@ Work = tuple[Piece, str, dict[str, Any], Path, str]
 
 @dataclass(frozen=True)
 class Rows:
-    """Documents as tokens, special tokens included.
+    """Documents as tokens, special tokens included; an empty document has none of these either.
 
-    ids: (tokens,) uint16 or int32; offsets: (documents + 1,) int64 into ids; spans: places
-    of tokens in each document that are trained on, apart from each other; None for all.
+    ids: (tokens,) uint16 or int32; offsets: (documents + 1,) int64 into ids; hashes: (documents,)
+    uint64 of the rows they are made of; spans: places of tokens in each document that are trained
+    on, apart from each other; None for all.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
+    hashes: np.ndarray
     spans: Spans | None
 
     def slice(self, start: int, stop: int) -> Rows:
         offsets = self.offsets[start : stop + 1]
         ids = self.ids[offsets[0] : offsets[-1]]
         spans = self.spans and self.spans.take(np.arange(start, stop))
-        return Rows(ids, offsets - offsets[0], spans)
+        return Rows(ids, offsets - offsets[0], self.hashes[start:stop], spans)
 
 
 def tokenize_batch(
@@ -167,7 +169,10 @@ class _Shard:
 
     def make(self, batches: Iterator[documents.Batch]) -> None:
         """Publish the shard and what is said of it. Raises Differs where the engine does."""
-        columns = {"input_ids": pa.large_list(pa.from_numpy_dtype(self.dtype))}
+        columns = {
+            "input_ids": pa.large_list(pa.from_numpy_dtype(self.dtype)),
+            "row_hash": pa.uint64(),
+        }
         if self.masked:
             columns["loss_spans"] = pa.large_list(pa.int32())
         schema = pa.schema(columns)
@@ -196,28 +201,35 @@ class _Shard:
         return self.tools.engines.current.name
 
     def _rows(self, batches: Iterator[documents.Batch]) -> Iterator[Rows]:
-        for texts, spans in chain.from_iterable(map(self._steps, batches)):
-            if self.masked:
-                rows = self._masked(texts, spans)
-            else:
-                rows = Rows(*self._wrapped(self.tools.engines.encode(texts)), None)
+        for batch in chain.from_iterable(map(self._steps, batches)):
+            rows = self._encoded(batch)
             yield rows
-            told = min(int(buffers(texts)[0][-1]), self.size - self.counted)
+            told = min(int(buffers(batch.texts)[0][-1]), self.size - self.counted)
             self.counted += told
-            self.progress.update(told, documents=len(texts), tokens=len(rows.ids))
+            self.progress.update(told, documents=len(batch.texts), tokens=len(rows.ids))
 
-    def _steps(self, batch: documents.Batch) -> Iterator[tuple[pa.LargeStringArray, Spans | None]]:
+    def _steps(self, batch: documents.Batch) -> Iterator[documents.Batch]:
         """The texts of a batch: those for the slow engine in parts, as it takes them anyway, so
         that one sees it get on."""
         if self.tools.engines.current is not self.tools.engines.reference:
-            yield batch.texts, batch.spans
+            yield batch
             return
         for start, stop in groups(buffers(batch.texts)[0], SLICE_BYTES):
             spans = batch.spans and batch.spans.take(np.arange(start, stop))
-            yield batch.texts.slice(start, stop - start), spans
+            texts = batch.texts.slice(start, stop - start)
+            yield documents.Batch(texts, batch.hashes[start:stop], spans)
+
+    def _encoded(self, batch: documents.Batch) -> Rows:
+        if not self.masked:
+            ids, offsets = self._wrapped(self.tools.engines.encode(batch.texts))
+            return Rows(ids, offsets, batch.hashes, None)
+        encoded, runs = self.tools.finder(self.recipe).find(batch.texts, batch.spans)
+        ids, offsets = self._wrapped(encoded)
+        spans = self._settled(batch.texts, batch.spans, runs, offsets)
+        return Rows(ids, offsets, batch.hashes, spans)
 
     def _wrapped(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
-        """Ids with the special tokens around each document, and their offsets."""
+        """Ids with the special tokens around each document that is not empty, and their offsets."""
         if len(encoded.ids) and int(encoded.ids.max()) >= self.vocab_size:
             raise UserError(
                 f"the tokenizer gives id {int(encoded.ids.max())}, beyond its vocabulary of "
@@ -227,22 +239,19 @@ class _Shard:
         around = len(self.prefix) + len(self.suffix)
         if not around:
             return ids, encoded.offsets
-        offsets = encoded.offsets + np.arange(len(encoded.offsets)) * around
+        some = np.diff(encoded.offsets) > 0
+        offsets = encoded.offsets + np.concatenate([[0], np.cumsum(some)]) * around
+        starts, ends = offsets[:-1][some], offsets[1:][some]
         whole = np.empty(offsets[-1], self.dtype)
         content = np.ones(len(whole), bool)
         for number, special in enumerate(self.prefix):
-            whole[offsets[:-1] + number] = special
-            content[offsets[:-1] + number] = False
+            whole[starts + number] = special
+            content[starts + number] = False
         for number, special in enumerate(reversed(self.suffix), start=1):
-            whole[offsets[1:] - number] = special
-            content[offsets[1:] - number] = False
+            whole[ends - number] = special
+            content[ends - number] = False
         whole[content] = ids
         return whole, offsets
-
-    def _masked(self, texts: pa.LargeStringArray, spans: Spans) -> Rows:
-        encoded, runs = self.tools.finder(self.recipe).find(texts, spans)
-        ids, offsets = self._wrapped(encoded)
-        return Rows(ids, offsets, self._settled(texts, spans, runs, offsets))
 
     def _settled(
         self, texts: pa.LargeStringArray, spans: Spans, runs: Runs, offsets: np.ndarray
@@ -250,7 +259,8 @@ class _Shard:
         """Runs as places in the rows; special tokens go with the text that they touch."""
         before, after = len(self.prefix), len(self.suffix)
         parts = [Runs(runs.document, runs.start + before, runs.stop + before)]
-        some = np.flatnonzero(np.diff(spans.offsets))
+        # A text can be empty for a tokenizer that drops all of its characters.
+        some = np.flatnonzero((np.diff(spans.offsets) > 0) & (np.diff(offsets) > 0))
         if before:
             mine = some[spans.ranges[spans.offsets[some], 0] == 0]
             parts.append(Runs(mine, mine * 0, mine * 0 + before))
@@ -285,6 +295,7 @@ def _regrouped(stream: Iterator[Rows]) -> Iterator[Rows]:
 def _joined(parts: list[Rows]) -> Rows:
     if len(parts) == 1:
         return parts[0]
+    hashes = np.concatenate([part.hashes for part in parts])
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
     spans = None
     if parts[0].spans is not None:
@@ -292,11 +303,11 @@ def _joined(parts: list[Rows]) -> Rows:
         ranges = np.concatenate([part.spans.ranges for part in parts])
         spans = Spans(ranges, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Rows(np.concatenate([part.ids for part in parts]), offsets, spans)
+    return Rows(np.concatenate([part.ids for part in parts]), offsets, hashes, spans)
 
 
 def _record_batch(rows: Rows, schema: pa.Schema) -> pa.RecordBatch:
-    columns = [_lists(rows.offsets, rows.ids)]
+    columns = [_lists(rows.offsets, rows.ids), as_arrow(rows.hashes)]
     if rows.spans is not None:
         columns.append(_lists(rows.spans.offsets * 2, rows.spans.ranges.ravel().astype(np.int32)))
     return pa.record_batch(columns, schema=schema)

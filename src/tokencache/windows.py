@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from blake3 import blake3
 
+from . import row_hashes
 from .packing import best_fit_decreasing, stable_order
 from .token_shards import Documents
 
@@ -137,42 +137,54 @@ def _pieces(number: np.ndarray, length: np.ndarray, max_length: int, suffix: int
 
 
 def split_of(
-    name: str, validation: Any, documents: Documents, shard_keys: list[str], found: Windows
+    name: str, validation: Any, documents: Documents, found: Windows
 ) -> dict[str, slice | np.ndarray]:
     """Which windows of a set of token shards go into which split: all into the one of its
     name, or, where `validation` is {fraction, seed}, some into validation and the rest into
     train."""
     if not isinstance(validation, dict) or not validation["fraction"]:
         return {name: slice(None)}
-    fraction, seed = validation["fraction"], validation["seed"]
-    kept = draw_validation(documents, shard_keys, fraction, seed)[found.document]
-    return {"train": ~kept, "validation": kept}
+    there = np.unique(found.document)
+    kept = draw_validation(documents.hashes(), there, validation["fraction"], validation["seed"])
+    mine = kept[found.document]
+    return {"train": ~mine, "validation": mine}
 
 
 def draw_validation(
-    documents: Documents, shard_keys: list[str], fraction: float, seed: int
+    hashes: np.ndarray, there: np.ndarray, fraction: float, seed: int
 ) -> np.ndarray:
-    """(n,) bool: which documents are kept for validation, exactly that fraction of them.
+    """(n,) bool: which of n documents are kept for validation, about that fraction of them.
 
-    Each document draws a number from the seed, its source shard's key and its row
-    there. So the same documents are kept for every model and max_length, and rows
-    added elsewhere move hardly any. At least one document is kept on each side.
+    hashes: (n,) uint64 of the documents' rows; there: the numbers of those that have windows.
+
+    Each document draws a number from the seed, its row and how many equal rows stand before it,
+    and is kept if the number is small enough. So the same documents are kept for every model and
+    max_length, and a document that is added, removed or changed moves no other. Where there are
+    two documents or more, each side has one at least.
     """
-    shards = zip(shard_keys, documents.counts, strict=True)
-    draws = np.concatenate([np.zeros(0), *(_draws(seed, key, n) for key, n in shards)])
-    kept = np.zeros(len(documents), bool)
-    if fraction > 0 and len(documents) > 1:
-        count = min(max(1, round(fraction * len(documents))), len(documents) - 1)
-        last = np.partition(draws, count - 1)[count - 1]
-        kept = draws < last
-        kept[np.flatnonzero(draws == last)[: count - kept.sum()]] = True
+    draws = row_hashes.mixed(hashes ^ row_hashes.mixed(np.array([seed % 2**64], np.uint64)))
+    draws = row_hashes.mixed(draws + _equal_before(hashes))
+    kept = draws < np.uint64(fraction * 2**64)
+    if len(there) > 1 and not kept[there].any():
+        kept[there[draws[there].argmin()]] = True
+    elif len(there) and kept[there].all():
+        kept[there[draws[there].argmax()]] = False
     return kept
 
 
-def _draws(seed: int, key: str, count: int) -> np.ndarray:
-    """Numbers in [0, 1) of a shard's rows: the same for each row, however many follow it."""
-    words = np.frombuffer(blake3(f"{seed} {key}".encode()).digest(), "<u8")[:2]
-    return np.random.Generator(np.random.Philox(key=words)).random(count)
+def _equal_before(hashes: np.ndarray) -> np.ndarray:
+    """(n,) uint64: how many equal ones stand before each."""
+    before = np.zeros(len(hashes), np.uint64)
+    ordered = np.sort(hashes)
+    several = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if len(several):  # only few, most often: to find them is faster than to order all by number
+        place = np.minimum(np.searchsorted(several, hashes), len(several) - 1)
+        mine = np.flatnonzero(several[place] == hashes)
+        mine = mine[np.argsort(hashes[mine], kind="stable")]
+        first = np.flatnonzero(np.diff(hashes[mine], prepend=~hashes[mine[:1]]))
+        count = np.diff(np.append(first, len(mine)))
+        before[mine] = ranges(np.zeros_like(first), count)
+    return before
 
 
 def rows(found: Windows, max_length: int, packing: str) -> Rows:
