@@ -75,6 +75,37 @@ def test_a_plan_that_is_cut_is_one_message(plan, folder, capsys, left):
         assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"validation": None}, {"validation": {"fraction": 0}}),
+        ({"validation": {"fraction": 0, "seed": 1}}, {"validation": {"fraction": 0.0}}),
+        ({"document": {"text": "prompt"}}, {"document": {"text": "{prompt}"}}),
+        (
+            {"document": {"text": "prompt"}},
+            {"document": {"text": "question"}, "columns": {"question": "prompt"}},
+        ),
+        (
+            {"document": {"prompt": "prompt", "completion": "completion"}, "loss": "completion"},
+            {
+                "document": {"prompt": "{q}", "completion": "a"},
+                "columns": {"q": "prompt", "a": "completion", "unused": "prompt"},
+                "loss": "completion",
+            },
+        ),
+        (
+            {"document": {"messages": "messages", "chat_template": "{{ messages }}"}},
+            {
+                "document": {"messages": ["talk"], "chat_template": "{{ messages }}"},
+                "columns": {"talk": "messages"},
+            },
+        ),
+    ],
+)
+def test_two_ways_to_say_the_same_have_one_key(plan, one, other):
+    assert key(plan(one)) == key(plan(other))
+
+
 # How chat templates are rendered
 
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"

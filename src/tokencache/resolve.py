@@ -243,6 +243,8 @@ class _Resolver:
             validation = {k: validation[k] for k in ("fraction", "seed")}
             if validation["fraction"] is None:
                 validation = "given"
+            elif validation["fraction"] == 0:  # whatever the seed
+                validation = None
         decides = {
             "version": CACHE_VERSION,
             "max_length": max_length,
