@@ -41,6 +41,7 @@ class Index:
         places = [path] if _writable(path) else [path, _own_index()]
         self._databases = [_Database(place) for place in places]
         self._new: dict[str, str] = {}
+        self._read: dict[str, str] = {}  # `knows` and `recall` ask for the same
 
     def __enter__(self) -> Index:
         return self
@@ -73,10 +74,14 @@ class Index:
         return self._known(key_of([[_state(file) for file in files], about])) is not None
 
     def _known(self, name: str) -> str | None:
-        if name in self._new:
-            return self._new[name]
-        found = (database.get(name) for database in self._databases)
-        return next((value for value in found if value is not None), None)
+        for held in (self._new, self._read):
+            if name in held:
+                return held[name]
+        for database in self._databases:
+            if (value := database.get(name)) is not None:
+                self._read[name] = value
+                return value
+        return None
 
 
 class _Database:
