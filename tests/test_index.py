@@ -31,13 +31,13 @@ def parsed(folder, size=200):
 @pytest.fixture
 def read(monkeypatch):
     """The files that were hashed."""
-    found, cut = [], fingerprint.cut
+    found, look = [], fingerprint.look
 
     def counted(source, *more):
         found.append(os.path.basename(source.path))
-        return cut(source, *more)
+        return look(source, *more)
 
-    monkeypatch.setattr(fingerprint, "cut", counted)
+    monkeypatch.setattr(fingerprint, "look", counted)
     return found
 
 

@@ -38,7 +38,7 @@ def test_jsonl_takes_the_last_of_two_equal_keys(tmp_path):
 
 
 BROKEN = {
-    '{"text": "x"\n': ("broken JSON", "mend or remove"),
+    '{"text": "x"\n': ("broken JSON", "repair or remove"),
     '{"text": "x"} {"text": "y"}\n': ("broken JSON: Extra data",),
     '{"text":\n"x"}\n': ("broken JSON",),
     "{'text': 'x'}\n": ("broken JSON", "column 2"),
@@ -95,7 +95,7 @@ def test_objects_over_lines_and_on_one_line_are_no_json_lines(tmp_path, lines):
 def test_lone_nulls_never_reach_pyarrow(tmp_path):
     """pyarrow 26 crashes on a block that starts with such a row."""
     for chunk in (b"null\n", b'\n null\n{"a": "x"}\n', b'{"a": "x"}\nnull\n', b"\r\nnull"):
-        assert readers_json._arrow_table(chunk, readers_json._line_ends(chunk), ["a"]) is None
+        assert readers_json._arrow_table(chunk, ["a"]) is None
 
 
 def test_deep_nesting_is_an_error_and_no_crash(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import fingerprint, hub_data, recognize, sources
 from .config import Config, Dataset
-from .errors import UserError
+from .errors import UserError, listed, shown
 from .files import key_of
 from .finding import check_once, is_in
 from .fingerprint import Shard
@@ -22,7 +22,7 @@ class DataSets:
     """What a plan says of data sets: each is looked into when it is first asked for.
 
     shards: by name, where one lies and how it is read. sources: of each data set's splits
-    the files with the names of their shards, in order. columns: of each split of files.
+    the files with the names of their shards, in order. columns: of each file of a split.
     fetches: what comes from a hub, by the folder that it is put into.
     """
 
@@ -31,7 +31,7 @@ class DataSets:
         self.index = index
         self.shards: dict[str, dict[str, Any]] = {}
         self.sources: dict[str, dict[str, list[dict[str, Any]]]] = {}
-        self.columns: dict[tuple[str, str], list[str]] = {}
+        self.columns: dict[tuple[str, str], dict[str, list[str]]] = {}
         self.fetches: dict[str, dict[str, Any]] = {}
         self._shards_of: dict[str, dict[str, list[str]]] = {}
         self._datasets: dict[str, Dataset] = {}
@@ -56,10 +56,22 @@ class DataSets:
             found = self.config.datasets[name]
             if found.is_to_be_recognized:
                 self.shards_of(name)
-                there = self.columns[name, "train"]
+                files = self.columns[name, "train"].values()
+                there = list(dict.fromkeys(column for columns in files for column in columns))
                 found = recognize.recognized(name, found, there, self._first_source[name])
             self._datasets[name] = found
         return self._datasets[name]
+
+    def check_columns(self, name: str, wanted: list[str]) -> None:
+        """Raises UserError where a data set's file has rows and lacks a column."""
+        for split in ("train", "validation"):
+            for path, there in self.columns.get((name, split), {}).items():
+                for column in wanted:
+                    if there and column not in there:
+                        raise UserError(
+                            f"datasets.{name}.document: there is no column {shown(column)!r} in "
+                            f"{path}; there are: {listed(there)}"
+                        )
 
     def _files(self, name: str, dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
         """The files of each split with the names of their shards, in order."""
@@ -81,7 +93,8 @@ class DataSets:
             cuts, columns = fingerprint.shards(flat, self.config.shard_size, self.index, name)
             if not any(cuts):
                 raise UserError(f"{key}: the data set is empty: {_names(flat)} hold no data")
-            self.columns[name, split] = list(dict.fromkeys(c for names in columns for c in names))
+            paths = [source.path for source in flat]
+            self.columns[name, split] = dict(zip(paths, columns, strict=True))
             self._first_source.setdefault(name, flat[0])
             by_source = dict(zip(flat, cuts, strict=True))
             found[split] = []

@@ -3,13 +3,19 @@
 from collections.abc import Iterable
 
 MOST_NAMES = 20  # that a message lists
+LONGEST_NAME = 200  # signs
 
 
 def listed(names: Iterable[object], between: str = ", ", most: int = MOST_NAMES) -> str:
-    """The first names of many, and how many more there are."""
-    found = [str(name) for name in names]
+    """The first names of many, and how many more there are; long names are cut."""
+    found = [shown(str(name)) for name in names]
     more = [f"… and {len(found) - most:,} more"] if len(found) > most else []
     return between.join([*found[:most], *more])
+
+
+def shown(name: str) -> str:
+    """A name from a user's file, for a message."""
+    return f"{name[:LONGEST_NAME]}…" if len(name) > LONGEST_NAME else name
 
 
 class UserError(Exception):

@@ -22,6 +22,7 @@ from .errors import UserError
 from .processes import TAG, is_running, process_tag
 
 KEY_DIGITS = 32
+HASHED_BYTES = 2**20  # of a file that is hashed, at a time
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 IN_RUST = re.compile(rf"\(os error ({errno.ENOSPC}|{errno.EDQUOT})\)")
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -68,8 +69,13 @@ def link(source: Path, target: Path) -> None:
 
 
 def hash_file(path: str | Path) -> str:
-    """BLAKE3 of a file's bytes, in hex."""
-    return blake3().update_mmap(path).hexdigest()
+    """BLAKE3 of a file's bytes, in hex. Not mapped into memory: a file that is cut short
+    meanwhile would end the process."""
+    hasher, block = blake3(), memoryview(bytearray(HASHED_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        while size := file.readinto(block):
+            hasher.update(block[:size])
+    return hasher.hexdigest()
 
 
 def read_json(path: str | Path) -> Any:

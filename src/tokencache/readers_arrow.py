@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from blake3 import blake3
 
-from .errors import UserError
+from .errors import UserError, shown
 from .files import KEY_DIGITS
 from .readers import CHUNK_BYTES, Piece, Source, no_column, python_rows
 from .readers_nested import as_json
@@ -64,13 +64,19 @@ def _understood(source: Source) -> Iterator[None]:
     """pyarrow's errors about what a file holds, as the user's."""
     try:
         yield
+    except UnicodeDecodeError as error:
+        name = error.object.decode(errors="backslashreplace")
+        raise UserError(
+            f"{source.path}: the name of a column is invalid UTF-8: {shown(name)}; write the "
+            "file with another name"
+        ) from None
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{source.path}: can't be read as {source.format}: {first}; make the file anew, or "
-            "set format: to what it is"
+            f"{source.path}: can't be read as {source.format}: {first}; write the file again, "
+            "or set format: to what it is"
         ) from None
 
 
@@ -81,10 +87,13 @@ def _tables(piece: Piece, names: list[str]) -> Iterator[pa.Table]:
         if name not in there:
             raise no_column(piece.source.path, name, there)
         if there.count(name) > 1:
-            raise UserError(f"{piece.source.path}: there are {there.count(name)} columns {name!r}")
+            raise UserError(
+                f"{piece.source.path}: there are {there.count(name)} columns {shown(name)!r}"
+            )
     batches = _parquet_batches if piece.source.format == "parquet" else _arrow_batches
     with _understood(piece.source):
         for batch in batches(piece, names):
+            batch.validate()  # that no offset lies beyond its buffer
             table = pa.Table.from_batches([batch]).select(names)
             step = max(1, table.num_rows * CHUNK_BYTES // max(table.nbytes, CHUNK_BYTES))
             for start in range(0, table.num_rows, step):
@@ -139,13 +148,22 @@ def _parquet_batches(piece: Piece, names: list[str]) -> Iterator[pa.RecordBatch]
 # Arrow
 
 
+# Read and not mapped into memory: a file that is cut short meanwhile would end the process.
+
+
 @contextmanager
-def _arrow(source: Source) -> Iterator[Any]:
-    """A reader of an IPC file or stream, whichever it is."""
-    with pa.memory_map(source.path) as mapped:
-        is_file = mapped.read(len(MAGIC)) == MAGIC
-        mapped.seek(0)
-        with pa.ipc.open_file(mapped) if is_file else pa.ipc.open_stream(mapped) as reader:
+def _arrow(source: Source, names: list[str] | None = None) -> Iterator[Any]:
+    """A reader of an IPC file or stream, whichever it is; of the named columns alone."""
+    with pa.OSFile(source.path) as file:
+        is_file = file.read(len(MAGIC)) == MAGIC
+        file.seek(0)
+        open_as = pa.ipc.open_file if is_file else pa.ipc.open_stream
+        options = pa.ipc.IpcReadOptions(use_threads=False)
+        if names is not None:
+            with open_as(file) as reader:
+                options.included_fields = [reader.schema.get_field_index(n) for n in names]
+            file.seek(0)
+        with open_as(file, options=options) as reader:
             yield reader
 
 
@@ -177,9 +195,9 @@ def _record_batches(source: Source, start: int, stop: int | None) -> Iterator[tu
 
 def _messages(source: Source) -> Iterator[pa.ipc.Message]:
     """An IPC file is a stream with eight bytes before it and an index behind it."""
-    with pa.memory_map(source.path) as mapped:
-        mapped.seek(8 if mapped.read(len(MAGIC)) == MAGIC else 0)
-        yield from pa.ipc.MessageReader.open_stream(mapped)
+    with pa.OSFile(source.path) as file:
+        file.seek(8 if file.read(len(MAGIC)) == MAGIC else 0)
+        yield from pa.ipc.MessageReader.open_stream(file)
 
 
 def _add(hasher: blake3, message: pa.ipc.Message) -> None:
@@ -189,7 +207,7 @@ def _add(hasher: blake3, message: pa.ipc.Message) -> None:
 
 
 def _arrow_batches(piece: Piece, names: list[str]) -> Iterator[pa.RecordBatch]:
-    with _arrow(piece.source) as reader:
+    with _arrow(piece.source, names) as reader:
         if isinstance(reader, pa.ipc.RecordBatchFileReader):
             for number in range(piece.start, piece.stop):
                 yield reader.get_batch(number)

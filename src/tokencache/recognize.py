@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from . import sources
 from .dataset_config import Dataset
-from .errors import UserError, listed
+from .errors import UserError, listed, shown
 from .messages import explain
 from .sources import Source
 
@@ -30,7 +30,7 @@ def recognized(name: str, dataset: Dataset, columns: list[str], source: Source) 
         raise UserError(
             f"datasets.{name}: nothing says how a row becomes a document: there is no column "
             f"'text' in {source.path}; there are: {listed(columns)} (known by their names: "
-            f"{KNOWN}). Write it, such as document: {{text: {one}}}"
+            f"{KNOWN}). Write it, such as document: {{text: {shown(one)}}}"
         )
     if document != {"text": "text"}:
         print(f"datasets.{name}: taken as document: {_as_yaml(document)}", file=sys.stderr)

@@ -20,7 +20,7 @@ from . import (
 from . import weights as model_weights
 from .config import Config, Dataset, TokenizerTraining
 from .data_sets import DataSets
-from .errors import UserError, listed
+from .errors import UserError
 from .files import key_of
 from .index import Index
 from .plan import INDEX, Plan, fetched_path, target_path, tokenizer_path
@@ -165,14 +165,7 @@ class _Resolver:
             raise UserError(f"datasets.{name} for {where}: {error}") from None
         if recipe["form"] == "messages":
             recipe["rendering"] = self._rendering(recipe)
-        for split, files in dataset.files_by_split.items():
-            there = self.data_sets.columns.get((name, split))
-            for column in documents.needed_columns(recipe):
-                if there and column not in there:
-                    raise UserError(
-                        f"datasets.{name}.document: there is no column {column!r} in "
-                        f"{', '.join(files)}; there are: {listed(there)}"
-                    )
+        self.data_sets.check_columns(name, documents.needed_columns(recipe))
         key = key_of(recipe)
         self.recipes[key] = recipe
         return key

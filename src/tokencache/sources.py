@@ -15,11 +15,11 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 from blake3 import blake3
 
-from . import readers, readers_json
+from . import readers, readers_csv, readers_json
 from .errors import UserError
 from .files import KEY_DIGITS
 from .finding import COLUMNAR, find
-from .readers import TEXT, Piece, Source, line_of_row
+from .readers import BOM, TEXT, Piece, Source, line_of_row
 
 __all__ = ["Piece", "Source", "columns", "digest", "digest_of_units", "find", "line_of_row",
            "read_rows", "read_text", "units"]  # fmt: skip
@@ -31,10 +31,10 @@ __all__ = ["Piece", "Source", "columns", "digest", "digest_of_units", "find", "l
 def columns(source: Source) -> list[str]:
     """The columns of a source, in its order; none of an empty file.
 
-    Of JSON Lines they are those of the first MiB of rows. Raises UserError for a file
-    that is broken there.
+    Of JSON and JSON Lines they are those of all rows. Raises UserError for a file that is
+    broken where it is looked at.
     """
-    with _named_errors(source):
+    with named_errors(source):
         if source.format == "text":
             return [TEXT]
         if os.stat(source.path).st_size == 0:
@@ -42,16 +42,24 @@ def columns(source: Source) -> list[str]:
         if source.format in COLUMNAR:
             return _columnar().columns(source)
         with open(source.path, "rb") as file:
-            stream = readers.decompressed(source, file)
-            if source.format in ("csv", "tsv"):
-                return readers.csv_columns(source, stream)
+            return _columns(source, file)
+
+
+def _columns(source: Source, file: BinaryIO) -> list[str]:
+    stream = readers.decompressed(source, file)
+    match source.format:
+        case "text":
+            return [TEXT]
+        case "csv" | "tsv":
+            return readers_csv.columns(source, stream)
+        case _:
             return readers_json.columns(source, stream)
 
 
 def units(source: Source) -> list[tuple[int, str]]:
     """(bytes, digest) of each row group or record batch. A unit that is put behind
     others changes none of theirs."""
-    with _named_errors(source):
+    with named_errors(source):
         return _columnar().units(source)
 
 
@@ -61,7 +69,7 @@ def digest_of_units(digests: list[str]) -> str:
 
 def digest(piece: Piece) -> str:
     """The key of a piece: BLAKE3 of its bytes as they lie in the file, or of its units."""
-    with _named_errors(piece.source):
+    with named_errors(piece.source):
         if piece.source.format in COLUMNAR:
             found = _columnar().units(piece.source, piece.start, piece.stop)
             return digest_of_units([unit for _, unit in found])
@@ -69,9 +77,28 @@ def digest(piece: Piece) -> str:
             return _Hashed(file, piece).digest()
 
 
+def digest_and_columns(whole: Piece, told: Callable[[int], None]) -> tuple[str, list[str]]:
+    """Of a file that can't be cut. told: how many more bytes have been read."""
+    with named_errors(whole.source), open(whole.source.path, "rb") as file:
+        hashed = _Hashed(file, whole, told)
+        columns = _columns(whole.source, hashed)
+        found = hashed.digest()
+        if hashed.left:
+            raise changed(whole.source)
+        return found, columns
+
+
+def hasher(start: int, head: bytes) -> blake3:
+    """For a piece's bytes. A byte order mark is dropped at the start of a file and kept at
+    that of a later piece, so there the same bytes have another key."""
+    if start and head.startswith(BOM):
+        return blake3(derive_key_context="tokencache: a byte order mark inside a file")
+    return blake3()
+
+
 def first_row(source: Source, columns: list[str]) -> dict[str, Any]:
     """The values of some columns in its first row, of any kind; none of an empty file."""
-    with _named_errors(source), open(source.path, "rb") as file:
+    with named_errors(source), open(source.path, "rb") as file:
         if source.format in COLUMNAR:
             piece, stream = Piece(source, 0, min(1, len(units(source)))), None
         else:
@@ -107,7 +134,7 @@ def _tables(piece: Piece, columns: list[str], stream: BinaryIO | None) -> Iterat
         case "jsonl" | "json":
             return readers_json.tables(piece, columns, stream)
         case "csv" | "tsv":
-            return readers.csv_tables(piece, columns, stream)
+            return readers_csv.tables(piece, columns, stream)
         case _:
             return readers.text_tables(piece, columns, stream)
 
@@ -125,26 +152,26 @@ def _rows(piece: Piece, columns: list[str], stream: BinaryIO | None) -> Iterator
 
 def _verified(piece: Piece, columns: list[str], expected: str, read: Callable) -> Iterator[Any]:
     """What `read` yields; an error where the piece is not, or not any more, what is expected."""
-    with _named_errors(piece.source):
+    with named_errors(piece.source):
         before = _state(piece.source)
         try:
             if piece.source.format in COLUMNAR:
                 if digest(piece) != expected:
-                    raise _changed(piece.source)
+                    raise changed(piece.source)
                 yield from read(piece, columns, None)
             else:
                 with open(piece.source.path, "rb") as file:
                     hashed = _Hashed(file, piece)
                     yield from read(piece, columns, readers.decompressed(piece.source, hashed))
                     if hashed.digest() != expected:
-                        raise _changed(piece.source)
+                        raise changed(piece.source)
         except (UserError, pa.ArrowException, OSError):
             # What went wrong may have gone wrong because the file is another one now.
             if _state(piece.source) != before or not _has_digest(piece, expected):
-                raise _changed(piece.source) from None
+                raise changed(piece.source) from None
             raise
         if _state(piece.source) != before:
-            raise _changed(piece.source)
+            raise changed(piece.source)
 
 
 def _has_digest(piece: Piece, expected: str) -> bool:
@@ -157,19 +184,24 @@ def _has_digest(piece: Piece, expected: str) -> bool:
 class _Hashed(io.RawIOBase):
     """The bytes of a piece, hashed as they are read. The file must not be used meanwhile."""
 
-    def __init__(self, file: BinaryIO, piece: Piece) -> None:
-        self._file, self._hasher = file, blake3()
-        self._left = piece.stop - piece.start
+    def __init__(
+        self, file: BinaryIO, piece: Piece, told: Callable[[int], object] = lambda _: None
+    ) -> None:
+        self._file, self._told = file, told
+        self.left = piece.stop - piece.start
+        file.seek(piece.start)
+        self._hasher = hasher(piece.start, file.read(min(len(BOM), self.left)))
         file.seek(piece.start)
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        size = self._left if size < 0 else min(size, self._left)
+        size = self.left if size < 0 else min(size, self.left)
         data = self._file.read(size) if size else b""
-        self._left -= len(data)
+        self.left -= len(data)
         self._hasher.update(data)
+        self._told(len(data))
         return data
 
     def digest(self) -> str:
@@ -190,14 +222,14 @@ def _state(source: Source) -> tuple[int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
-def _changed(source: Source) -> UserError:
+def changed(source: Source) -> UserError:
     return UserError(
         f"{source.path} changed while it was read (or after the plan was made); run snakemake again"
     )
 
 
 @contextmanager
-def _named_errors(source: Source) -> Iterator[None]:
+def named_errors(source: Source) -> Iterator[None]:
     """Errors of the operating system and of unpacking, as the user's."""
     try:
         yield
