@@ -247,16 +247,26 @@ def _check_encoding(piece: Piece, name: str, column: pa.ChunkedArray, row: int) 
         column.validate(full=True)
         return
     except pa.ArrowInvalid as error:
-        problem = error
-    for number, value in enumerate(column, row + 1):
-        try:
-            value.as_py()
-        except UnicodeDecodeError:
-            raise UserError(
-                f"{piece.source.path}: row {number} from {_unit(piece)}: column {name!r} is "
-                "invalid UTF-8; mend the row"
-            ) from None
-    raise UserError(f"{piece.source.path}: column {name!r} is broken: {problem}")
+        problem = str(error)
+    if "UTF8" not in problem:
+        raise UserError(f"{piece.source.path}: column {name!r} is broken: {problem}")
+    # No value is made a Python object: what else is broken may end the process.
+    where = f"rows {row + 1:,} to {row + len(column):,}"
+    if _is_text(column.type):
+        wrong = (n for n in range(len(column)) if not _is_valid(column.slice(n, 1)))
+        where = f"row {row + next(wrong) + 1:,}"
+    raise UserError(
+        f"{piece.source.path}: {where} from {_unit(piece)}: column {name!r} is invalid UTF-8; "
+        "repair it"
+    )
+
+
+def _is_valid(column: pa.ChunkedArray) -> bool:
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _unit(piece: Piece) -> str:

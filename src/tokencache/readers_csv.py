@@ -133,7 +133,7 @@ def _rows_in(piece: Piece, found: Iterable[bytes]) -> Iterator[tuple[int, bytes]
     quotes = _quotes(piece, before, held)
     _refuse_bare_returns(piece, before, held, quotes)
     if len(quotes) % 2:
-        line = before + held.count(b"\n", 0, int(quotes[-1])) + 1
+        line = _line_of_open(before, held, quotes)
         raise UserError(
             f"{piece.source.path}:{line}: the value's quote (\") is never closed, so the rest of "
             f"the file would be in it; repair the row ({REPAIR})"
@@ -149,11 +149,19 @@ def _too_long(piece: Piece, before: int, held: bytes, quotes: np.ndarray) -> Use
             f"{piece.source.path}:{before + 1}: a row is longer than {size}; write the file as "
             "JSON Lines or Parquet"
         )
-    line = before + held.count(b"\n", 0, int(quotes[-1])) + 1
+    line = _line_of_open(before, held, quotes)
     return UserError(
         f"{piece.source.path}:{line}: the value's quote (\") is not closed within {size}: maybe it "
         f"is never closed; repair the row ({REPAIR}), or write the file as JSON Lines or Parquet"
     )
+
+
+def _line_of_open(before: int, held: bytes, quotes: np.ndarray) -> int:
+    """The line of the quote that opens the last value."""
+    last = len(quotes) - 1
+    while last and quotes[last - 1] == quotes[last] - 1:  # a doubled one
+        last -= 2
+    return before + held.count(b"\n", 0, int(quotes[last])) + 1
 
 
 def _quotes(piece: Piece, before: int, data: bytes) -> np.ndarray:
