@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import PUBLISHED, TOYS, make_texts
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
-from tokencache import engines, tokenizers
+from tokencache import engines, tokenizer_files, tokenizers, unigram
 from tokencache.errors import UserError
 from tokencache.references import Reference
 
@@ -48,7 +53,7 @@ def test_materialized_folder_gives_the_same_ids_everywhere(name, tokenizer_folde
     tokenizers.materialize(at(source), folder, found.key)
     files = ["facts.json", "manifest.json", "tokenizer.json", "tokenizer_config.json"]
     assert sorted(file.name for file in folder.iterdir()) == files
-    assert tokenizers.facts(folder) == found
+    assert tokenizers.facts(folder) == found.shared
     texts = make_texts(300, seed=3)
     reference = AutoTokenizer.from_pretrained(source)
     wanted = reference(texts)["input_ids"]
@@ -71,12 +76,14 @@ def test_a_damaged_folder_is_named(tokenizer_folder, tmp_path):
     for name, change in (
         ("tokenizer.json", lambda data: data[:-1]),
         ("facts.json", lambda data: b"#" + data[1:]),  # of the same length
+        ("tokenizer.json", lambda data: data.replace(b'"id":1,', b'"id":2,', 1)),
         ("manifest.json", lambda data: b"{}x"),
     ):
-        folder = shutil.copytree(tmp_path / "made", tmp_path / name)
+        folder = shutil.copytree(tmp_path / "made", tmp_path / "copy")
         (folder / name).write_bytes(change((folder / name).read_bytes()))
         with pytest.raises(UserError, match=r"is damaged .*verify --repair"):
             tokenizers.facts(folder)
+        shutil.rmtree(folder)
 
 
 def test_facts(tokenizer_folder):
@@ -158,11 +165,11 @@ def test_files_of_a_folder_leave_weights_out(copied):
     folder, _ = copied
     for name in ("model.safetensors", "config.json", "chat_template.jinja", "notes.md"):
         (folder / name).write_text("{}")
-    found = {file.name for file in tokenizers.files_of(at(folder))}
+    found = {file.name for file in tokenizer_files.files_of(at(folder))}
     assert found == {
         "tokenizer.json", "tokenizer_config.json", "config.json", "chat_template.jinja",
     }  # fmt: skip
-    assert tokenizers.files_of(at(folder / "tokenizer.json")) == [folder / "tokenizer.json"]
+    assert tokenizer_files.files_of(at(folder / "tokenizer.json")) == [folder / "tokenizer.json"]
 
 
 def test_changed_since_the_plan(copied, tmp_path):
@@ -262,3 +269,174 @@ def test_characters_of_unsettled_kind_go_to_the_reference(tokenizer_folder, tmp_
             wanted = found.reference.encode(array)
             assert encoded.offsets.tolist() == wanted.offsets.tolist()
             assert encoded.ids.tolist() == wanted.ids.tolist()
+
+
+def unigram_vocabulary(seed=0):
+    """Pieces of runs of few characters, whose scores tie on many texts but for their last bits."""
+    draw = random.Random(seed)
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.5)]
+    for character in "-=_.ae":
+        score = -draw.uniform(3, 9)
+        # n characters cost about n times as much as one, whichever pieces they are cut into.
+        pieces += [
+            (character * n, score * n * (1 + draw.choice((0, 0, 2e-16)))) for n in range(1, 9)
+        ]
+    return pieces
+
+
+RUNS = [c * n + s + c * m for c in "-=_.ae" for n in range(1, 41) for m, s in ((0, ""), (n, " "))]
+
+
+@pytest.mark.parametrize("kind", ["T5Tokenizer", "PreTrainedTokenizerFast"])
+def test_a_unigram_model_breaks_ties_as_auto_tokenizer_does(kind, tmp_path):
+    """T5's class builds the model from Python's floats, the other takes what tokenizers reads."""
+    source = tmp_path / "source"
+    T5Tokenizer(vocab=unigram_vocabulary(), extra_ids=3).save_pretrained(source)
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    config["tokenizer_class"] = kind
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    reference = AutoTokenizer.from_pretrained(source)
+    assert type(reference).__name__ in (kind, "TokenizersBackend")
+    key = tokenizers.describe(at(source)).key
+    tokenizers.materialize(at(source), tmp_path / "made", key)
+    wanted = reference(RUNS, add_special_tokens=False)["input_ids"]
+    again = AutoTokenizer.from_pretrained(tmp_path / "made")
+    assert again(RUNS, add_special_tokens=False)["input_ids"] == wanted
+    opened = tokenizers.opened(tmp_path / "made")
+    assert [e.ids for e in opened.encode_batch(RUNS, add_special_tokens=False)] == wanted
+    found = engines.Engines(tmp_path / "made").encode(pa.array(RUNS, pa.large_string()))
+    assert found.ids.tolist() == [number for ids in wanted for number in ids]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(-200, -1e-9))
+def test_scores_that_tokenizers_has_read_are_written_so_that_it_reads_them_again(score):
+    def read(text):
+        return json.loads(Tokenizer.from_str(text).to_str())["model"]["vocab"][1][1]
+
+    model = models.Unigram([("<unk>", 0.0), ("a", score)], 0, False)
+    once = Tokenizer.from_str(Tokenizer(model).to_str())
+    held = json.loads(once.to_str())["model"]["vocab"][1][1]
+    assert read(unigram.to_json(once)) == held
+
+
+def test_settings_that_change_no_id_are_each_model_s_own(copied, tmp_path):
+    folder, edit = copied
+    plain = tokenizers.describe(at(folder))
+    edit("tokenizer_config.json", model_max_length=7, clean_up_tokenization_spaces=True)
+    other = tokenizers.describe(at(folder))
+    assert other.key == plain.key and other.shared == plain.shared
+    assert other.settings == {"model_max_length": 7, "clean_up_tokenization_spaces": True}
+    tokenizers.materialize(at(folder), tmp_path / "made", other.key)
+    shared = AutoTokenizer.from_pretrained(tmp_path / "made")
+    assert shared.model_max_length > 10**9 and not shared.clean_up_tokenization_spaces
+
+
+def test_saved_files_are_compared_on_documents_too(tokenizer_folder, tmp_path, monkeypatch):
+    reference = at(tokenizer_folder("bos_eos"))
+    key = tokenizers.describe(reference).key
+    text = "a text of the data"
+    real = tokenizers.probe_ids
+
+    def other_after_saving(tokenizer, texts):
+        ids = real(tokenizer, texts)
+        if tokenizer.name_or_path.endswith("made") and text in texts:
+            ids[0][texts.index(text)].append(5)
+        return ids
+
+    monkeypatch.setattr(tokenizers, "probe_ids", other_after_saving)
+    tokenizers.materialize(reference, tmp_path / "a/made", key)
+    with pytest.raises(UserError, match=r"gives other ids after it is saved.*a text of the data"):
+        tokenizers.materialize(reference, tmp_path / "b/made", key, texts=[text])
+    assert not (tmp_path / "b/made").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ([{"content": "zq", "single_word": True}], "ignores single_word, which .* 'zq'"),
+        ([{"content": "zq", "rstrip": True}, {"content": " zw"}], "'zq' takes the space after it"),
+        ([{"content": f"z{n}q", "single_word": n == 799} for n in range(800)], "'z799q'"),
+    ],
+)
+def test_added_tokens_that_gigatoken_reads_otherwise_go_to_the_next_engine(
+    changes, reason, tokenizer_folder, tmp_path
+):
+    folder = shutil.copytree(tokenizer_folder("bos_eos"), tmp_path / "t")
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_tokens([AddedToken(**change) for change in changes])
+    backend.save(str(folder / "tokenizer.json"))
+    made = tmp_path / "made"
+    tokenizers.materialize(at(folder), made, tokenizers.describe(at(folder)).key)
+    chosen = engines.Engines(made)
+    assert chosen.current.name == "tokenizers" and re.search(reason, chosen.why)
+    with pytest.raises(UserError, match=reason):
+        engines.Engines(made, "gigatoken")
+
+
+def test_every_added_token_is_probed_by_an_engine(tokenizer_folder, tmp_path, monkeypatch):
+    folder = shutil.copytree(tokenizer_folder("bos_eos"), tmp_path / "t")
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_tokens([f"z{n}q" for n in range(800)])
+    backend.save(str(folder / "tokenizer.json"))
+    made = tmp_path / "made"
+    tokenizers.materialize(at(folder), made, tokenizers.describe(at(folder)).key)
+    last, real = backend.token_to_id("z799q"), engines.Gigatoken.encode
+
+    def without_the_last(self, texts):
+        found = real(self, texts)
+        return engines.Encoded(np.where(found.ids == last, 0, found.ids), found.offsets)
+
+    monkeypatch.setattr(engines.Gigatoken, "encode", without_the_last)
+    assert "z799q" in engines.Engines(made).why
+
+
+def test_a_file_that_tokenizers_cannot_read_alone_is_what_auto_tokenizer_makes_of_it(tmp_path):
+    folder = tmp_path / "t"
+    words = [*"abcdefghij", "</s>"]
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps({w: n for n, w in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    added = [{"id": 10, "content": "</s>", "single_word": False, "lstrip": False, "rstrip": False,
+              "normalized": False, "special": True}]  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": added}))
+    config = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "</s>", "unk_token": "</s>",
+              "bos_token": "</s>"}  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    try:
+        reference = AutoTokenizer.from_pretrained(folder)
+    except Exception:
+        with pytest.raises(UserError, match="can't be loaded"):
+            tokenizers.describe(at(folder))
+        return
+    found = tokenizers.describe(at(folder))
+    tokenizers.materialize(at(folder), tmp_path / "made", found.key)
+    made = AutoTokenizer.from_pretrained(tmp_path / "made")
+    assert made("abc</s>")["input_ids"] == reference("abc</s>")["input_ids"]
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "added_tokens.json", "tokenizer_config.json"])
+def test_ids_that_would_end_the_process_are_refused(file, copied):
+    folder, edit = copied
+    huge = 3_000_000_000
+    token = {"content": "zq", "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False, "special": True}  # fmt: skip
+    if file == "tokenizer.json":
+        edit(file, added_tokens=[{"id": huge, **token}])
+    elif file == "added_tokens.json":
+        (folder / file).write_text(json.dumps({"zq": huge}))
+    else:
+        edit(file, added_tokens_decoder={str(huge): token})
+    with pytest.raises(UserError, match=rf"{file}: the token 'zq' has the id 3,000,000,000"):
+        tokenizers.describe(at(folder))
+
+
+def test_a_pattern_over_the_engine_s_limit_is_one_message(copied, capfd):
+    folder, edit = copied
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$|x"}, "behavior": "Isolated",
+             "invert": False}  # fmt: skip
+    bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+              "use_regex": False}  # fmt: skip
+    edit("tokenizer.json", pre_tokenizer={"type": "Sequence", "pretokenizers": [split, bytes_]})
+    with pytest.raises(UserError, match=r"can't encode the texts .* retry-limit-in-match"):
+        tokenizers.describe(at(folder))

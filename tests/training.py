@@ -124,6 +124,8 @@ def make_run(cache, tokenizer, weights=None, architecture=None, lora=None, **tra
         "tokenizer": str(tokenizer),
         "chat": False,
         "chat_template": None,
+        "tool_template": None,
+        "tokenizer_settings": {},
         "weights": weights,
         "weights_folder": weights and weights["path"],
         "weights_identity": planned,

@@ -1,6 +1,7 @@
 """The exceptions that are meant for the user, and how their messages are written."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 MOST_NAMES = 20  # that a message lists
 LONGEST_NAME = 200  # signs
@@ -34,3 +35,18 @@ class Stopped(UserError):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.status = 128 + signal
+
+
+@contextmanager
+def panics_explained(what: str) -> Iterator[None]:
+    """Turn a panic of a library in Rust, which is not an Exception, into a UserError.
+
+    what: begins the message, which ends with the reason that the library gives.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise UserError(f"{what}: {lines[0]}") from None

@@ -34,6 +34,10 @@ def fetch_from_hub(plan: Plan, folder: str) -> None:
     (fetch.fetch_weights if "model" in wanted else fetch.fetch)(wanted, Path(folder))
 
 
+# Of the documents that a tokenizer will encode, to compare its saved files on.
+COMPARED_SHARDS, COMPARED_DOCUMENTS, COMPARED_CHARACTERS = 4, 100, 4096
+
+
 def materialize_tokenizer(plan: Plan, folder: str) -> None:
     from . import tokenizers
     from .references import Reference
@@ -41,7 +45,30 @@ def materialize_tokenizer(plan: Plan, folder: str) -> None:
     wanted = plan.tokenizers[folder]
     key = wanted["facts"]["key"]
     reference = Reference(**wanted["reference"])
-    tokenizers.materialize(reference, Path(folder), key, wanted["trust_remote_code"])
+    texts = _some_texts(plan, key)
+    tokenizers.materialize(reference, Path(folder), key, wanted["trust_remote_code"], texts)
+
+
+def _some_texts(plan: Plan, tokenizer: str) -> list[str]:
+    """A few documents that a tokenizer will encode; none of data sets that are not fetched yet."""
+    from . import documents
+
+    sets = [found for found in plan.token_sets.values() if found["tokenizer"] == tokenizer]
+    keys = [key for found in sets for keys in found["splits"].values() for key in keys]
+    texts: list[str] = []
+    for key in keys[:: max(1, len(keys) // COMPARED_SHARDS)][:COMPARED_SHARDS]:
+        shard = plan.shard_of(key)
+        recipe = plan.data["recipes"][plan.data["tokens"][key]["recipe"]]
+        if "fetched" in shard and not Path(shard["fetched"]).exists():
+            continue
+        try:
+            batch = next(documents.render(recipe, *piece_of(shard)), None)
+        except UserError:
+            continue  # tokenization says it
+        if batch is not None:
+            found = batch.texts.slice(0, COMPARED_DOCUMENTS).to_pylist()
+            texts += [text[:COMPARED_CHARACTERS] for text in found]
+    return texts
 
 
 def train_a_tokenizer(plan: Plan, folder: str) -> None:

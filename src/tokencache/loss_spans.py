@@ -26,9 +26,10 @@ from .engines import (
     groups,
     sample_rows,
 )
+from .probe import PROBE
 from .readers import as_arrow, as_numpy, as_texts
 from .token_bytes import Runs, TokenBytes, Unknown
-from .tokenizers import PROBE, opened
+from .tokenizers import opened
 
 GROUP_BYTES = 4 * 2**20  # of text; what is computed on the way takes some 20 times as much
 SAMPLE_CHARACTERS = 16 * 2**10  # of a document that may be in a sample

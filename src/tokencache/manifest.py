@@ -10,7 +10,7 @@ from .errors import UserError
 from .files import hash_file, read_json, write_json
 
 MANIFEST = "manifest.json"
-REPAIR = "`tokencache verify --repair` makes anew what is damaged"
+REPAIR = "`tokencache verify --repair` rebuilds what is damaged"
 
 # {"bytes", "blake3"} of each file, by its path in the folder.
 Contents = dict[str, dict[str, Any]]
@@ -53,10 +53,14 @@ def wrong_sizes(folder: Path, files: Contents) -> Iterator[str]:
             yield f"{name} has {found:,} bytes instead of {made['bytes']:,}"
 
 
-def check(folder: Path, what: str) -> None:
-    """Raises UserError where files of a folder with a manifest are missing or cut short."""
+def check(folder: Path, what: str, whole: bool = False) -> None:
+    """Raises UserError where files of a folder with a manifest are missing or cut short.
+
+    whole: also where their checksums differ, for which all bytes are read.
+    """
     try:
-        found = list(wrong_sizes(folder, read_json(folder / MANIFEST)))
+        files = read_json(folder / MANIFEST)
+        found = damage(folder, files) if whole else list(wrong_sizes(folder, files))
     except FileNotFoundError:  # an earlier version made it
         return
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -64,11 +68,11 @@ def check(folder: Path, what: str) -> None:
     if found:
         raise UserError(
             f"{what} {folder} is damaged ({found[0]}); remove it and run snakemake again, which "
-            f"makes it anew; {REPAIR}"
+            f"rebuilds it; {REPAIR}"
         )
 
 
-def damage(folder: Path, files: Contents, read: Callable[[int], Any]) -> list[str]:
+def damage(folder: Path, files: Contents, read: Callable[[int], Any] = lambda _: None) -> list[str]:
     """What is wrong with the files of a folder, all of which are read.
 
     read: is told the bytes of each file that was.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from .errors import UserError
 
@@ -34,14 +34,25 @@ PROBE = (
     "x<s>y</s> <|endoftext|> [CLS] [SEP] [MASK] <unk> <pad> <|im_start|>user\nhi<|im_end|>\n",
     "▁meta ▁▁space <0x0A><0xFF> Ġbyte ##piece @@ camelCase snake_case SCREAMING_CASE 's 'S",
 )
+# Runs of one character, which Unigram models cut at ties. In the key of those alone.
+TIES = tuple(
+    separator.join([character * length] * 2)
+    for character in "-=_.*#~+!?/0aeEln\u2014\u3002"
+    for length in (2, 3, 5, 7, 11, 16, 24, 40, 57, 80)
+    for separator in (" ", "x")
+)
 PROBED_TOKENS = 512  # of the added ones, each inside a text
 
 
-def probe(backend: Tokenizer) -> list[str]:
-    """The fixed texts, and one for each token that is matched before the model."""
+def probe(backend: Tokenizer, tokens: int | None = PROBED_TOKENS) -> list[str]:
+    """The fixed texts, and one for each token that is matched before the model.
+
+    tokens: at most so many of these; None for all.
+    """
     added = sorted(backend.get_added_tokens_decoder().items())
-    tokens = [token.content for _, token in added[:PROBED_TOKENS]]
-    return [*PROBE, *(f"a {token} b{token}{token}\n {token}C" for token in tokens)]
+    names = [token.content for _, token in added[:tokens]]
+    ties = TIES if isinstance(backend.model, models.Unigram) else ()
+    return [*PROBE, *ties, *(f"a {name} b{name}{name}\n {name}C" for name in names)]
 
 
 def probe_ids(

@@ -14,6 +14,7 @@ from . import (
     rendering,
     run_keys,
     templates,
+    tokenizer_files,
     tokenizers,
     train_tokenizer,
 )
@@ -97,8 +98,7 @@ class _Resolver:
             else:
                 found = self._given(model, reference)
             self._facts[given] = found["facts"]
-            # Tokenizers of the same key may come with other chat templates.
-            shared = found | {"facts": found["facts"] | tokenizers.NO_TEMPLATES}
+            shared = found | {"facts": asdict(tokenizers.Facts(**found["facts"]).shared)}
             self.tokenizers.setdefault(self._folder(found["facts"]), shared)
         return self._facts[given]
 
@@ -109,7 +109,7 @@ class _Resolver:
         settings = self.config.models[model]
         where = f"models.{model}.{'tokenizer' if settings.tokenizer is not None else 'weights'}"
         wanted = reference(given, where)
-        files = [] if wanted.hub else tokenizers.files_of(wanted)
+        files = [] if wanted.hub else tokenizer_files.files_of(wanted)
         names = wanted.model_dump() if wanted.hub else [file.name for file in files]
         about = [tokenizers.VERSIONS(), tokenizers.FACTS_VERSION, names, settings.trust_remote_code]
         try:
@@ -293,6 +293,7 @@ class _Resolver:
             "tokenizer": cache["tokenizer"],
             "chat": document.is_chat,
             **self._chat_templates(model, self.data_sets.dataset(cache["dataset"])),
+            "tokenizer_settings": self.facts_of(model)["settings"],
             "weights": weights.model_dump() if weights else None,
             "weights_identity": identity,
             "weights_folder": self._weights_folder(model, weights, identity),

@@ -8,8 +8,9 @@ compare with; the materialized tokenizer.json then holds what the class built.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,29 +18,25 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from . import manifest
-from .errors import UserError
-from .files import check_name, key_of, published, read_json, write_json
+from . import manifest, tokenizer_files, unigram
+from .errors import UserError, panics_explained
+from .files import key_of, published, read_json, write_json
 from .inventory import FACTS_FILE
-from .probe import PROBE, around, probe, probe_ids
+from .probe import around, probe, probe_ids
+from .tokenizer_files import CONFIG_FILE, TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from .references import Reference
 
-TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+# What reads tokenizer.json as it is; its name in transformers 4 and 5.
+GENERIC = "PreTrainedTokenizerFast"
+# What transformers takes model_max_length to be where nothing says it.
+VERY_LARGE = int(1e30)
 
-# The files of a folder that AutoTokenizer may look at; weights lie beside them.
-FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "config.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "chat_template.json",
-    "*.model", "*.tiktoken", "*.jinja", "additional_chat_templates/*.jinja", "*.py",
-)  # fmt: skip
-CONFIGURATION = {"config.json", "special_tokens_map.json", "tokenizer_config.json"}
-
-FACTS_VERSION = 2  # of what `Facts` says; what was remembered of others is found again
 NO_TEMPLATES: dict[str, str | None] = {"chat_template": None, "tool_template": None}
+FACTS_VERSION = 2  # of what `Facts` says; what was remembered of others is found again
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,9 @@ class Facts:
     post-processor puts around one document. `special_tokens` is the
     special_tokens_map, without a pad token that was only lent. `tool_template` is for
     conversations with tools, where the tokenizer has another one for them. `notes` are
-    said to the user. `parts` are hashes of what the key is made of, by name.
+    said to the user. `parts` are hashes of what the key is made of, by name. `settings`
+    are those of tokenizer_config.json that change no id, so they are not in the key; a
+    run gets its own model's.
     """
 
     key: str
@@ -65,29 +64,17 @@ class Facts:
     tool_template: str | None = None
     notes: list[str] = field(default_factory=list)
     parts: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shared(self) -> Facts:
+        """What tokenizers of one key have in common, which is what their folder holds."""
+        return replace(self, **NO_TEMPLATES, settings={})
 
 
 def VERSIONS() -> dict[str, str]:
     """The libraries that can change what a tokenizer's files mean."""
     return {name: version(name) for name in ("transformers", "tokenizers")}
-
-
-def files_of(ref: Reference) -> list[Path]:
-    """The local files that a path reference consists of, sorted; weights are left out.
-
-    Raises UserError where there is no such path or no tokenizer in it.
-    """
-    path = Path(ref.path)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"there is no file or folder {path}")
-    found = {file for pattern in FILES for file in path.glob(pattern) if file.is_file()}
-    for file in found:
-        check_name(file)
-    if not {file.name for file in found if file.suffix not in (".py", ".jinja")} - CONFIGURATION:
-        raise UserError(f"the folder {path} holds no tokenizer: there is no tokenizer.json in it")
-    return sorted(found)
 
 
 def load(ref: Reference, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
@@ -104,11 +91,17 @@ def describe(ref: Reference, trust_remote_code: bool = False) -> Facts:
     return _described(ref, trust_remote_code)[1]
 
 
-def materialize(ref: Reference, folder: Path, key: str, trust_remote_code: bool = False) -> None:
+def materialize(
+    ref: Reference,
+    folder: Path,
+    key: str,
+    trust_remote_code: bool = False,
+    texts: Sequence[str] = (),
+) -> None:
     """Publish a folder with this tokenizer that gives the same ids wherever it is loaded.
 
-    Raises UserError where its key is not `key` any more, and where the folder would
-    not give the same ids.
+    texts: of the data that it will encode, to compare ids on beside the probe. Raises UserError
+    where its key is not `key` any more, and where the folder would not give the same ids.
     """
     tokenizer, found = _described(ref, trust_remote_code)
     if found.key != key:
@@ -116,40 +109,58 @@ def materialize(ref: Reference, folder: Path, key: str, trust_remote_code: bool 
             f"the tokenizer {ref} has changed since the plan was made; run snakemake again"
         )
     with published(folder, folder=True) as made:
-        save(tokenizer, made, found)
+        save(tokenizer, made, found, texts)
 
 
-def save(tokenizer: PreTrainedTokenizerFast, folder: Path, facts: Facts) -> None:
+def save(
+    tokenizer: PreTrainedTokenizerFast, folder: Path, facts: Facts, texts: Sequence[str] = ()
+) -> None:
     """Write tokenizer.json, tokenizer_config.json, facts.json and the manifest into a folder.
 
-    Without a chat template: models that share a tokenizer need not share that. Raises
-    UserError where the folder, loaded again, gives other ids.
+    Only what tokenizers of one key share: models that share a tokenizer need not share its chat
+    template or model_max_length. Raises UserError where the folder, loaded again, gives other ids
+    for a text of the probe or of `texts`.
     """
     from transformers import AutoTokenizer
 
-    tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
-    write_json(folder / CONFIG_FILE, _configuration(tokenizer, facts))
-    write_json(folder / FACTS_FILE, asdict(facts) | NO_TEMPLATES)
+    backend = tokenizer.backend_tokenizer
+    builds_model = unigram.is_unigram(backend) and not _is_generic(tokenizer)
+    text = backend.to_str() if builds_model else unigram.to_json(backend)
+    (folder / TOKENIZER_FILE).write_text(text, encoding="utf-8")
+    own = _own_configuration(tokenizer) if builds_model else {}
+    write_json(folder / CONFIG_FILE, own | _configuration(tokenizer, facts, builds_model))
+    write_json(folder / FACTS_FILE, asdict(facts.shared))
     manifest.write(folder)
-    texts = probe(tokenizer.backend_tokenizer)
-    wanted = probe_ids(tokenizer, texts)
-    again = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    alone = [[e.ids for e in opened(folder).encode_batch(texts, add_special_tokens=specials)]
+    compared = [*probe(backend), *texts]
+    wanted = probe_ids(tokenizer, compared)
+    again = probe_ids(AutoTokenizer.from_pretrained(str(folder), local_files_only=True), compared)
+    alone = [[e.ids for e in opened(folder).encode_batch(compared, add_special_tokens=specials)]
              for specials in (True, False)]  # fmt: skip
-    if not wanted == probe_ids(again, texts) == tuple(alone):
+    for number, text in enumerate(compared):
+        if not wanted[0][number] == again[0][number] == alone[0][number]:
+            raise UserError(
+                "the tokenizer gives other ids after it is saved and loaded again, so it can't "
+                f"be used: its files don't hold all that its class does (for {_short(text)})"
+            )
+    if not wanted == again == tuple(alone):
         raise UserError(
-            "the tokenizer gives other ids after it is saved and loaded again, so it can't "
-            "be used: its files don't hold all that its class does"
+            "the tokenizer adds other special tokens after it is saved and loaded again, so it "
+            "can't be used: its files don't hold all that its class does"
         )
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:60] + "…")
 
 
 def facts(folder: str | Path) -> Facts:
     """The facts of a materialized or trained tokenizer.
 
-    Raises UserError where it is missing, and where a file of it is missing or cut short.
+    Raises UserError where it is missing, and where a file of it is missing or has other bytes
+    than were written: ids of a damaged tokenizer look like any others.
     """
     try:
-        manifest.check(Path(folder), "the tokenizer")
+        manifest.check(Path(folder), "the tokenizer", whole=True)
         return Facts(**read_json(Path(folder, FACTS_FILE)))
     except FileNotFoundError:
         raise UserError(
@@ -159,7 +170,7 @@ def facts(folder: str | Path) -> Facts:
     except (ValueError, TypeError) as error:
         raise UserError(
             f"the tokenizer {folder} is damaged ({error}); remove it and run snakemake again, "
-            f"which makes it anew; {manifest.REPAIR}"
+            f"which rebuilds it; {manifest.REPAIR}"
         ) from None
 
 
@@ -174,7 +185,10 @@ def check_architecture(architecture: dict[str, Any], tokens: int, model: str) ->
 
 
 def opened(folder: Path) -> Tokenizer:
-    """The tokenizer of a materialized folder, for encoding; transformers is not loaded."""
+    """The tokenizer of a materialized folder, for encoding; transformers is not loaded.
+
+    It is read as AutoTokenizer reads it, without importing transformers.
+    """
     return _opened(folder.absolute(), (folder / TOKENIZER_FILE).stat().st_mtime_ns)
 
 
@@ -182,6 +196,8 @@ def opened(folder: Path) -> Tokenizer:
 def _opened(folder: Path, _: int) -> Tokenizer:
     backend = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     settings = read_json(folder / CONFIG_FILE)
+    if settings["tokenizer_class"] != GENERIC:
+        unigram.from_python_floats(backend, folder / TOKENIZER_FILE)
     backend.encode_special_tokens = settings.get("split_special_tokens", False)
     return backend
 
@@ -237,12 +253,17 @@ def facts_of(
         tool_template=tool_template,
         notes=notes,
         parts=parts,
+        settings={
+            "clean_up_tokenization_spaces": bool(tokenizer.clean_up_tokenization_spaces),
+            "model_max_length": tokenizer.model_max_length,
+        },
     )
 
 
 def _described(ref: Reference, trust_remote_code: bool) -> tuple[PreTrainedTokenizerFast, Facts]:
-    tokenizer, content, notes = _load(ref, trust_remote_code, lend=False)
-    found = facts_of(tokenizer, content, notes)
+    with panics_explained(f"the tokenizer {ref} can't encode the texts that it is probed with"):
+        tokenizer, content, notes = _load(ref, trust_remote_code, lend=False)
+        found = facts_of(tokenizer, content, notes)
     tokenizer.pad_token = found.pad_token
     return tokenizer, found
 
@@ -252,8 +273,8 @@ def _load(
 ) -> tuple[PreTrainedTokenizerFast, Any, list[str]]:
     """The tokenizer, its tokenizer.json as parsed (None where it has none), and notes."""
     try:
-        loaded = _from_files(ref, trust_remote_code)
-        file = _tokenizer_json(ref)
+        loaded = tokenizer_files.load(ref, trust_remote_code)
+        file = tokenizer_files.json_file(ref)
         content = None if file is None else read_json(file)
     except UserError:
         raise
@@ -277,37 +298,6 @@ def _load(
     if lend and tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, content, notes
-
-
-def _from_files(ref: Reference, trust_remote_code: bool) -> Any:
-    # Imported here: it takes a second, and most commands need no tokenizer.
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    if ref.hub:
-        return AutoTokenizer.from_pretrained(
-            ref.hub, revision=ref.revision, trust_remote_code=trust_remote_code
-        )
-    files_of(ref)
-    if Path(ref.path).is_file():
-        return PreTrainedTokenizerFast(tokenizer_file=ref.path)
-    return AutoTokenizer.from_pretrained(
-        ref.path, local_files_only=True, trust_remote_code=trust_remote_code
-    )
-
-
-def _tokenizer_json(ref: Reference) -> str | None:
-    if ref.hub:
-        from transformers.utils import cached_file
-
-        return cached_file(
-            ref.hub,
-            "tokenizer.json",
-            revision=ref.revision,
-            _raise_exceptions_for_missing_entries=False,
-        )
-    path = Path(ref.path)
-    path = path / "tokenizer.json" if path.is_dir() else path
-    return str(path) if path.is_file() else None
 
 
 def _reason(error: Exception) -> str:
@@ -351,14 +341,17 @@ def _fast(tokenizer: Any, notes: list[str]) -> PreTrainedTokenizerFast:
     return fast
 
 
-def _other_ids(tokenizer: PreTrainedTokenizerFast, file: str) -> bool:
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_file(file)
+def _other_ids(tokenizer: PreTrainedTokenizerFast, file: Path) -> bool:
+    """Whether tokenizer.json alone gives other ids, or can't be read alone."""
+    try:
+        backend = Tokenizer.from_file(str(file))
+    except Exception:  # tokenizers raises nothing narrower
+        return True
     backend.no_truncation()
     backend.no_padding()
+    texts = probe(tokenizer.backend_tokenizer)
     return any(
-        backend.encode(text).ids != tokenizer.backend_tokenizer.encode(text).ids for text in PROBE
+        backend.encode(text).ids != tokenizer.backend_tokenizer.encode(text).ids for text in texts
     )
 
 
@@ -371,14 +364,28 @@ def _added(tokenizer: PreTrainedTokenizerFast) -> list[list[Any]]:
     ]
 
 
-def _configuration(tokenizer: PreTrainedTokenizerFast, facts: Facts) -> dict[str, Any]:
-    """tokenizer_config.json: nothing in it makes a class build other ids than tokenizer.json."""
+def _is_generic(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether its class takes tokenizer.json as it is, instead of building the model itself."""
+    return "__init__" not in vars(type(tokenizer)) or type(tokenizer).__name__ == GENERIC
+
+
+def _own_configuration(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The tokenizer_config.json that the tokenizer's own class writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        found = read_json(Path(folder, CONFIG_FILE))
+    return {name: value for name, value in found.items() if name != "chat_template"}
+
+
+def _configuration(
+    tokenizer: PreTrainedTokenizerFast, facts: Facts, builds_model: bool
+) -> dict[str, Any]:
+    """tokenizer_config.json: no class but one that `builds_model` changes what the file says."""
     made: dict[str, Any] = {
-        # The name that transformers 4 and 5 both read as: tokenizer.json, as it is.
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": bool(tokenizer.clean_up_tokenization_spaces),
+        "tokenizer_class": type(tokenizer).__name__ if builds_model else GENERIC,
+        "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": tokenizer.model_max_length,
+        "model_max_length": VERY_LARGE,
         "padding_side": "right",
         "truncation_side": "right",
         **facts.special_tokens,

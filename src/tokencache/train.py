@@ -34,6 +34,7 @@ from . import (
     router,
     sharded,
     signals,
+    tokenizer_files,
     translation,
 )
 from . import checkpoints as saved
@@ -271,6 +272,8 @@ def _write_results(
     for file in sorted(Path(run["tokenizer"]).iterdir()):
         if file.is_file() and file.name not in NOT_THE_TOKENIZER and not file.name.startswith("."):
             shutil.copyfile(file, folder / file.name)
+    file = folder / tokenizer_files.CONFIG_FILE
+    write_json(file, read_json(file) | run["tokenizer_settings"])
     if run["chat_template"] is not None:
         (folder / "chat_template.jinja").write_text(run["chat_template"], encoding="utf-8")
     if run["tool_template"] is not None:  # as transformers saves templates with names

@@ -98,6 +98,7 @@ def planned_facts(settings: dict[str, Any]) -> dict[str, Any]:
         "tool_template": None,
         "notes": [],
         "parts": {name: key_of(part) for name, part in made_of(settings).items()},
+        "settings": {},
     }
 
 
@@ -163,6 +164,8 @@ def train_tokenizer(
         model = {"bpe": _bpe, "wordpiece": wordpiece, "unigram": _unigram}[settings["algorithm"]]
         tokenizer = _pipeline(settings, model(settings, parts))
     _finish(tokenizer, settings)
+    # As it is read from its file: a score may lose its last bit there, see unigram.
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
     facts = tokenizers.Facts(**planned | {"key": key, "vocab_size": tokenizer.get_vocab_size()})
     if facts.vocab_size < settings["vocab_size"]:
         facts.notes.append(
