@@ -31,12 +31,10 @@ HOSTILE = [
     "--base",
     "\t$HOME!!",
 ]
-# In the place of the commands: they write down the words that they got.
-COMMANDS = """
-set -euo pipefail
-tokencache() { printf '%s\\0' "$@" >words; }
-python() { printf '%s\\0' "$@" >words; }
-tee() { printf '%s\\0' "$@" >log; cat; }
+# Stands in for each command: writes down the words that it got.
+COMMAND = """#!/bin/bash
+printf '%s\\0' "$@" >"$RECORDS/${0##*/}"
+if [ "${0##*/}" = tee ]; then cat; fi
 """
 
 
@@ -71,16 +69,31 @@ def rendered(line, value):
     return snakemake_format(line, **given)
 
 
-def words(line, folder):
-    folder.mkdir(exist_ok=True)
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    """A folder with what stands in for the commands of shell lines."""
+    folder = tmp_path_factory.mktemp("bin")
+    for name in ("tokencache", "python", "tee"):
+        (folder / name).write_text(COMMAND)
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def words(line, commands, folder):
+    """The words that the commands of a shell line get, in an empty folder that stays so."""
+    work, records = folder / "work", folder / "records"
+    for made in (work, records):
+        made.mkdir(parents=True)
+    environment = {"PATH": f"{commands}:/usr/bin:/bin", "RECORDS": str(records)}
     done = subprocess.run(
-        ["bash", "-c", COMMANDS + line], cwd=folder, capture_output=True, text=True
-    )
+        ["bash", "-c", f"set -euo pipefail; {line}"],
+        cwd=work, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, (line, done.stderr)
-    assert sorted(path.name for path in folder.iterdir()) == ["log", "words"], line
-    return [
-        part for name in ("words", "log") for part in (folder / name).read_text().split("\0")[:-1]
-    ]
+    assert list(work.iterdir()) == [], line
+    found = sorted(records.iterdir())
+    assert len(found) == 2, line
+    return [word for record in found for word in record.read_text().split("\0")[:-1]]
 
 
 def test_every_rule_is_there(lines):
@@ -88,14 +101,14 @@ def test_every_rule_is_there(lines):
 
 
 @pytest.mark.parametrize("value", HOSTILE)
-def test_a_hostile_value_stays_one_word(lines, value, tmp_path):
+def test_a_hostile_value_stays_one_word(lines, commands, value, tmp_path):
     for rule, line in lines.items():
         if line == "false":
             continue
-        plain = words(rendered(line, "plain"), tmp_path / f"{rule}-plain")
+        plain = words(rendered(line, "plain"), commands, tmp_path / f"{rule}-plain")
         assert "plain" in plain, rule
         expected = [value if word == "plain" else word for word in plain]
-        assert words(rendered(line, value), tmp_path / rule) == expected, rule
+        assert words(rendered(line, value), commands, tmp_path / rule) == expected, rule
 
 
 def test_a_checkout_and_folders_with_hostile_names(tmp_path):
