@@ -101,6 +101,30 @@ def test_one_job_killed_and_run_again(workflow, undisturbed):
     assert workflow.results() == undisturbed
 
 
+WAIT = '''    """Weights or the adapter, tokenizer, metrics.jsonl, plots, run.json and other records."""
+    Path("waiting").touch()
+    while not Path("go").exists():
+        time.sleep(0.01)
+'''
+
+
+@pytest.mark.parametrize("made_before", [True, False])
+def test_a_run_whose_cache_is_deleted_meanwhile_ends_well(workflow, made_before):
+    workflow.configure(CONFIG | {"training": CONFIG["training"] | {"max_steps": 1}})
+    workflow.edit("src/tokencache/train.py", WAIT.splitlines(keepends=True)[0], WAIT)
+    if made_before:
+        workflow.run("caches")
+    process = workflow.start()
+    wait_for(workflow, "waiting", process)
+    shutil.rmtree(workflow.folder / "cache/one")
+    (workflow.folder / "go").touch()
+    output = process.communicate()[0]
+    assert process.returncode == 0 and "Missing files" not in output, output
+    assert list(workflow.folder.glob("results/one/qa/32-*/run.json"))
+    # The next run makes the cache again, and trains nothing.
+    assert workflow.jobs() == {"pack": 1}
+
+
 def test_two_at_once_leave_one_copy_of_each(workflow, undisturbed):
     first = workflow.start()
     time.sleep(1.5)
