@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokencache import fingerprint, sources
+from tokencache.errors import UserError
 from tokencache.index import Index
 from tokencache.sources import Source
 
@@ -138,6 +139,38 @@ def test_what_can_not_be_cut_is_one_shard(tmp_path):
         [shard] = fingerprint.cut(Source(str(path), *how), SHARD)
         assert shard.piece.stop == path.stat().st_size
         assert sources.digest(shard.piece) == shard.key
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.text(st.sampled_from('\n\r ab",{}\ufeff'), min_size=1, max_size=40),
+    st.integers(2, 20),
+    st.sampled_from(
+        [("jsonl", "line"), ("json", "line"), ("csv", "line"), ("text", "line"),
+         ("text", "paragraph"), ("text", "document")]
+    ),
+)  # fmt: skip
+def test_the_last_newline_changes_a_key_only_where_it_changes_a_row(
+    tmp_path_factory, text, shard_size, how
+):
+    path, found = tmp_path_factory.getbasetemp() / "ends", []
+    for data in (text, text + "\n"):
+        shards = cut(path, data, *how, shard_size=shard_size)
+        assert [sources.digest(shard.piece) for shard in shards] == [s.key for s in shards]
+        try:
+            read = [row for s in shards for rows in rows_of(s) for row in rows]
+        except UserError as error:
+            read = str(error)
+        found.append(([shard.key for shard in shards], read))
+    (one, of_one), (other, of_other) = found
+    if one == other:
+        assert of_one == of_other or (isinstance(of_one, str) and isinstance(of_other, str))
+    elif how[1] != "document":
+        assert text[-1] in "\n\r"
+
+
+def rows_of(shard):
+    return sources.read_rows(shard.piece, sources.columns(shard.piece.source), shard.key)
 
 
 # What an edit changes

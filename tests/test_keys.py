@@ -75,6 +75,13 @@ def test_a_plan_that_is_cut_is_one_message(plan, folder, capsys, left):
         assert "Traceback" not in said
 
 
+def test_a_last_newline_changes_no_key(plan, folder):
+    before = key(plan())
+    path = folder / "data/a.jsonl"
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    assert key(plan()) == before
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

@@ -178,6 +178,8 @@ class _Window:
     def digest(self, end: int) -> str:
         """The key of the shard that ends here."""
         self._hash(end)
+        last = self._data[max(end - self._from - 1, 0) : max(end - self._from, 0)]
+        self._hasher.update(sources.ending(self._source, last))
         return self._hasher.hexdigest()[:KEY_DIGITS]
 
     def _hash(self, stop: int) -> None:

@@ -68,7 +68,8 @@ def digest_of_units(digests: list[str]) -> str:
 
 
 def digest(piece: Piece) -> str:
-    """The key of a piece: BLAKE3 of its bytes as they lie in the file, or of its units."""
+    """The key of a piece: BLAKE3 of its bytes as they lie in the file (see `ending`), or of its
+    units."""
     with named_errors(piece.source):
         if piece.source.format in COLUMNAR:
             found = _columnar().units(piece.source, piece.start, piece.stop)
@@ -94,6 +95,15 @@ def hasher(start: int, head: bytes) -> blake3:
     if start and head.startswith(BOM):
         return blake3(derive_key_context="tokencache: a byte order mark inside a file")
     return blake3()
+
+
+def ending(source: Source, last: bytes) -> bytes:
+    """What is hashed behind a piece with this last byte: the newline that the last line of a
+    file lacks. It changes no row, so it changes no key. last: empty where nothing is known."""
+    plain = source.compression is None and source.format not in COLUMNAR
+    if not plain or source.sampling == "document" or last in (b"", b"\n", b"\r"):
+        return b""
+    return b"\n"
 
 
 def first_row(source: Source, columns: list[str]) -> dict[str, Any]:
@@ -190,6 +200,7 @@ class _Hashed(io.RawIOBase):
         self._file, self._told = file, told
         self.left = piece.stop - piece.start
         file.seek(piece.start)
+        self._source, self._last = piece.source, b""
         self._hasher = hasher(piece.start, file.read(min(len(BOM), self.left)))
         file.seek(piece.start)
 
@@ -200,6 +211,7 @@ class _Hashed(io.RawIOBase):
         size = self.left if size < 0 else min(size, self.left)
         data = self._file.read(size) if size else b""
         self.left -= len(data)
+        self._last = data[-1:] or self._last
         self._hasher.update(data)
         self._told(len(data))
         return data
@@ -208,7 +220,9 @@ class _Hashed(io.RawIOBase):
         """The piece's digest, after what is left of it has been read too."""
         for _ in readers.blocks(self):
             pass
-        return self._hasher.hexdigest()[:KEY_DIGITS]
+        whole = self._hasher.copy()
+        whole.update(ending(self._source, self._last))
+        return whole.hexdigest()[:KEY_DIGITS]
 
 
 def _columnar() -> Any:
