@@ -16,9 +16,9 @@ import pytest
 from conftest import PIECES, PUBLISHED, SPECIALS, TOYS, make_text, make_texts
 
 from tokencache import engines, loss_spans, machine, token_bytes, tokenizers
-from tokencache.documents import Spans
 from tokencache.readers import as_arrow, as_texts
 from tokencache.references import Reference
+from tokencache.spans import Spans
 
 COUNT = int(os.environ.get("TOKENCACHE_FUZZ", "1000"))
 SLICE = 5000

@@ -157,6 +157,18 @@ def test_rows_with_tools_go_through_the_template_for_tools(tmp_path, monkeypatch
     assert recipe["chat_template"] == TEMPLATE and "tool_template" not in recipe
 
 
+def test_an_edited_template_file_makes_other_documents_in_the_same_process(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_tokenizer("bos_eos", tmp_path / "tokenizer")
+    write_rows(tmp_path / "a.jsonl", [{"m": talk("a")}])
+    given = {"a": {"files": "a.jsonl", "document": {"messages": "m", "chat_template": "t.jinja"}}}
+    found = []
+    for template in (TEMPLATE, "{{ 1 }}" + TEMPLATE, "{# only a word #}" + TEMPLATE):
+        (tmp_path / "t.jinja").write_text(template)
+        found += list(resolve(config_of(given)).caches)
+    assert found[0] != found[1] and found[0] == found[2]
+
+
 def config_of(given):
     return load(
         {

@@ -12,7 +12,8 @@ from typing import Any
 from .chat_spans import Places
 from .conversations import conversation, tool_list
 from .errors import UserError
-from .templates import Renderer, Span
+from .spans import Span
+from .templates import Renderer
 
 Message = dict[str, Any]
 
@@ -58,7 +59,7 @@ class Chat:
         """
         tools = tool_list(tools)
         voice = self._with_tools if tools else self._usual
-        chat = voice.spoken(conversation(messages))
+        chat, tools = voice.taken(conversation(messages), tools)
         text, marks = voice.renderer(chat, tools, mark=self._spans and self._by_marks)
         if not self._spans:
             return text, None
@@ -83,11 +84,12 @@ class _Voice:
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
 
-    def spoken(self, chat: list[Message]) -> list[Message]:
-        """The messages as the template takes them."""
-        if not any(map(_only_calls, chat)) or not self._asks_for_none:
-            return chat
-        return [{**m, "content": None} if _only_calls(m) else m for m in chat]
+    def taken(self, chat: list[Message], tools: Any) -> tuple[list[Message], Any]:
+        """Messages and tools as the template takes them."""
+        chat, tools = self.renderer.taken(chat, tools)
+        if any(map(_only_calls, chat)) and self._asks_for_none:
+            chat = [{**m, "content": None} if _only_calls(m) else m for m in chat]
+        return chat, tools
 
     @cached_property
     def _asks_for_none(self) -> bool:

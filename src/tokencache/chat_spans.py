@@ -14,7 +14,8 @@ from itertools import count
 from typing import Any
 
 from .errors import UserError
-from .templates import KEY, Span
+from .spans import Span
+from .templates import KEY
 
 Message = dict[str, Any]
 Render = Callable[[list[Message], bool], str]  # of messages, with a generation prompt or without

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .documents import Spans
 from .engines import (
     Differs,
     Encoded,
@@ -28,6 +27,7 @@ from .engines import (
 )
 from .probe import PROBE
 from .readers import as_arrow, as_numpy, as_texts
+from .spans import Spans
 from .token_bytes import Runs, TokenBytes, Unknown
 from .tokenizers import opened
 

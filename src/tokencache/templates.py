@@ -22,8 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from .errors import UserError
-
-Span = tuple[int, int]  # characters [start, stop) of a text
+from .spans import Span
 
 KEY = "models.NAME.chat_template"
 
@@ -48,7 +47,7 @@ _CLOCK = (
 )
 
 # Operators whose results can be far larger than their operands.
-_GROWING = frozenset({"+", "*", "**", "%"})
+_GROWING = frozenset({"*", "**", "%"})
 
 # A width of a million characters, or one that is given elsewhere.
 _WIDE = re.compile(r"%[^a-zA-Z%]*(\d{7}|\*)")
@@ -239,6 +238,10 @@ class Renderer:
         tree = _Bounded(environment).visit(environment.parse(self.source))
         self._template = environment.from_string(tree)
 
+    def taken(self, chat: list[dict[str, Any]], tools: Any) -> tuple[list[dict[str, Any]], Any]:
+        """Messages and tools as transformers gives them to templates."""
+        return self._aliased(self._plain(chat)), self._plain(tools)
+
     def __call__(
         self,
         chat: list[dict[str, Any]],
@@ -246,24 +249,26 @@ class Renderer:
         prompt: bool = False,
         mark: bool = False,
     ) -> tuple[str, list[Span]]:
-        """The text of a conversation, and where {% generation %} marks it, if wanted."""
+        """The text of a conversation that was `taken`, and where {% generation %} marks it, if
+        wanted."""
         blocks: list[str] = []
         found: list[Span] = []
         self._steps = self._characters = 0
         marking = self._environment.activate_tracker(blocks, found) if mark else nullcontext()
         try:
             given = {
-                "messages": self._aliased(self._plain(chat)),
-                "tools": self._plain(tools),
+                "messages": chat,
+                "tools": tools,
                 "documents": None,
                 "add_generation_prompt": prompt,
             }
             size = 0
             with marking:
-                for block in self._template.generate(**given, **self._special_tokens):
+                for block in self._template.generate(given, **self._special_tokens):
                     blocks.append(block)
                     size += len(block)
-                    _check(size)
+                    if size > MOST_CHARACTERS:
+                        _check(size)
         except TooMuch as error:
             raise UserError(f"the chat template {error}; give a simpler one: {KEY}") from None
         except Exception as error:  # a template is a program of the user's: it may raise anything
@@ -352,12 +357,24 @@ class _Bounded(NodeTransformer):
             node.body.insert(0, self._step(node))
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return self._call("sized", node)
+    def _joined(self, node: nodes.Expr) -> nodes.Node:
+        """What is joined to more and more in a variable doubles with each step."""
+        return self._call("sized", self._terms(node))
+
+    visit_Concat = visit_Add = _joined
+
+    def _terms(self, node: nodes.Expr) -> nodes.Expr:
+        """A sum, whose own sums need no look if it gets one."""
+        if isinstance(node, nodes.Add):
+            node.left, node.right = self._terms(node.left), self._terms(node.right)
+        elif isinstance(node, nodes.Concat):
+            node.nodes = [self._terms(part) for part in node.nodes]
+        else:
+            return self.visit(node)
+        return node
 
     def visit_Output(self, node: nodes.Output) -> nodes.Output:
-        self.generic_visit(node)
+        node.nodes = [self._terms(child) for child in node.nodes]  # its text gets a look anyway
         if self._depth:
             node.nodes = [self._call("wrote", self._value(child)) for child in node.nodes]
         return node

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .documents import Spans
 from .engines import SPACE_SIGN, Encoded, buffers
 from .files import read_json
 from .readers import as_arrow, as_numpy
+from .spans import Spans
 from .tokenizers import TOKENIZER_FILE
 
 # What char::is_whitespace is true of in Rust.

@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from . import documents, machine
-from .documents import Spans
 from .engines import SLICE_BYTES, Differs, Encoded, Engines, buffers, groups
 from .errors import UserError
 from .files import published, write_json
@@ -30,6 +29,7 @@ from .manifest import beside
 from .progress import Progress
 from .readers import as_arrow, as_numpy
 from .sources import Piece
+from .spans import Spans
 from .streams import Writer, ahead
 from .token_bytes import Runs
 from .tokenizers import Facts, facts
