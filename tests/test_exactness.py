@@ -168,6 +168,30 @@ def test_an_empty_text_is_a_document_without_tokens_and_is_in_no_row(materialize
                 assert about["documents"]["train"]["documents_empty"] == 500 - len(kept)
 
 
+@pytest.mark.parametrize("name", ["bos_eos", "wordpiece", "byte_level"])
+def test_a_tokenizer_that_truncates_on_the_left_does_so(name, materialized, texts, tmp_path):
+    tokenizer, reference = materialized(name)
+    left = AutoTokenizer.from_pretrained(reference.name_or_path, truncation_side="left")
+    some = texts[:300]
+    piece = write_rows(tmp_path / "a.jsonl", [{"text": text} for text in some])
+    recipe = recipe_of(tokenizer)
+    made = shard(piece, recipe, tokenizer, tmp_path / "t.arrow")
+    found = cache(made, recipe, tokenizer, tmp_path / "left", truncation_side="left")
+    facts = tokenizers.facts(tokenizer)
+    prefix, specials = len(facts.prefix), len(facts.prefix) + len(facts.suffix)
+    wanted = left(some, truncation=True, max_length=MAX_LENGTH)["input_ids"]
+    wanted = [row for row in wanted if len(row) > specials]
+    whole = [ids for ids in left(some)["input_ids"] if len(ids) > specials]
+    assert any(len(ids) > MAX_LENGTH for ids in whole)
+    assert rows_of(found, "input_ids") == wanted
+    # A beginning that was cut off is not predicted from BOS.
+    false = prefix + 1 if prefix else 0
+    assert rows_of(found, "labels") == [
+        row if len(ids) <= MAX_LENGTH else [IGNORED] * false + row[false:]
+        for row, ids in zip(wanted, whole, strict=True)
+    ]
+
+
 def conversations(count: int) -> list[list[dict]]:
     draw = random.Random(2)
     found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from workflow import TINY, rows, write_rows
 from tokencache import cli, documents, hub_data, jobs, rendering, why
 from tokencache.config import load
 from tokencache.errors import UserError
-from tokencache.files import write_json
+from tokencache.files import read_json, write_json
 from tokencache.plan import Plan
 from tokencache.resolve import resolve
 
@@ -117,6 +118,23 @@ def test_two_ways_to_say_the_same_have_one_key(plan, one, other):
 
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
 JSON = "{{ tools | tojson if tools }}" + PLAIN
+
+
+def test_the_side_that_is_cut_decides_where_something_is_cut(plan, folder, tokenizer):
+    side = folder / "left"
+    shutil.copytree(tokenizer, side)
+    config = read_json(side / "tokenizer_config.json") | {"truncation_side": "left"}
+    write_json(side / "tokenizer_config.json", config)
+    models = {"m": {"tokenizer": str(side), "architecture": TINY}}
+    for overflow in ("split", "drop"):
+        found = {"overflow": overflow}
+        assert key(plan(found, models=models)) == key(plan(found))
+    left, right = plan(models=models), plan()
+    assert key(left) != key(right)
+    [path] = left.caches
+    assert left.provenance(path)["settings"]["truncation_side"] == "left"
+    assert jobs._tokens_of(left, path)["splits"] == jobs._tokens_of(right, *right.caches)["splits"]
+    assert [run["tokenizer_settings"]["truncation_side"] for run in left.runs.values()] == ["left"]
 
 
 def chat(template):

@@ -326,7 +326,11 @@ def test_settings_that_change_no_id_are_each_model_s_own(copied, tmp_path):
     edit("tokenizer_config.json", model_max_length=7, clean_up_tokenization_spaces=True)
     other = tokenizers.describe(at(folder))
     assert other.key == plain.key and other.shared == plain.shared
-    assert other.settings == {"model_max_length": 7, "clean_up_tokenization_spaces": True}
+    assert other.settings == {
+        "model_max_length": 7,
+        "clean_up_tokenization_spaces": True,
+        "truncation_side": "right",
+    }
     tokenizers.materialize(at(folder), tmp_path / "made", other.key)
     shared = AutoTokenizer.from_pretrained(tmp_path / "made")
     assert shared.model_max_length > 10**9 and not shared.clean_up_tokenization_spaces

@@ -249,7 +249,8 @@ class Plan:
         recipes = [
             self.data["recipes"][self.token_sets[key]["recipe"]] for key in self.sets_of(cache)
         ]
-        names = ("version", "max_length", "overflow", "packing", "validation", "format")
+        names = ("version", "max_length", "overflow", "truncation_side", "packing", "validation",
+                 "format")  # fmt: skip
         return {
             "key": cache["key"],
             "rows_key": cache["rows_key"],

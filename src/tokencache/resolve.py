@@ -245,6 +245,8 @@ class _Resolver:
             "packing": dataset.packing,
             "validation": validation,
         }
+        if dataset.overflow == "truncate" and facts["settings"].get("truncation_side") == "left":
+            decides["truncation_side"] = "left"
         rows_key = key = key_of(["dataset", decides, *splits])
         if self.config.format == "view":
             decides["format"] = "view"

@@ -36,7 +36,7 @@ GENERIC = "PreTrainedTokenizerFast"
 VERY_LARGE = int(1e30)
 
 NO_TEMPLATES: dict[str, str | None] = {"chat_template": None, "tool_template": None}
-FACTS_VERSION = 2  # of what `Facts` says; what was remembered of others is found again
+FACTS_VERSION = 3  # of what `Facts` says; what was remembered of others is found again
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def VERSIONS() -> dict[str, str]:
 
 
 def load(ref: Reference, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
-    """The tokenizer that AutoTokenizer gives, as a fast one that pads and truncates right.
+    """The tokenizer that AutoTokenizer gives, as a fast one that pads right.
 
     A slow tokenizer is converted. A missing pad token becomes eos. Raises UserError
     where it can't be loaded or converted.
@@ -256,6 +256,7 @@ def facts_of(
         settings={
             "clean_up_tokenization_spaces": bool(tokenizer.clean_up_tokenization_spaces),
             "model_max_length": tokenizer.model_max_length,
+            "truncation_side": tokenizer.truncation_side,
         },
     )
 
@@ -287,9 +288,9 @@ def _load(
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    if tokenizer.truncation_side != "right":
-        notes.append(f"truncation_side {tokenizer.truncation_side}: documents are cut right")
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    if tokenizer.truncation_side == "left":
+        notes.append("truncation_side left: overflow: truncate cuts off the beginning of documents")
+    tokenizer.padding_side = "right"
     if content is not None and _other_ids(tokenizer, file):
         notes.append(
             f"the ids are those of the class {type(tokenizer).__name__}, as AutoTokenizer gives "
@@ -327,6 +328,7 @@ def _fast(tokenizer: Any, notes: list[str]) -> PreTrainedTokenizerFast:
         tokenizer_object=backend,
         chat_template=tokenizer.chat_template,
         model_max_length=tokenizer.model_max_length,
+        truncation_side=tokenizer.truncation_side,
         **tokenizer.special_tokens_map,
     )
     if any(
