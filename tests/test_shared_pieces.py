@@ -7,7 +7,9 @@ import pytest
 from experiment import CONFIG, Experiment
 from workflow import rows, write_rows
 
+from tokencache import collate, watch
 from tokencache.files import read_json
+from tokencache.view import open_cache
 
 # Of these, three files begin with the same rows, and b and c are the same.
 DATASETS = {
@@ -111,3 +113,25 @@ def test_a_changed_piece_is_told_where_it_lies_in_its_file(experiment, capsys):
     for shard in file["shards"]:
         assert text[: shard["start"]].count(b"\n") + 1 == shard["first_row"]
     assert any(b"another question" in text[s["start"] : s["stop"]] for s in file["shards"])
+
+
+def test_rows_of_a_view_are_told_by_the_file_that_they_are_of(experiment, monkeypatch):
+    monkeypatch.chdir(experiment.folder)
+    [view] = (c for c in caches(experiment) if "format" in read_json(c / "cache.json")["settings"])
+    rows = open_cache(view, "train")
+    split = collate.split(rows, read_json(view / "cache.json")["splits"]["train"])
+    said = watch.describe(split, view, list(range(len(rows))))
+    assert all(file in said for file in DATASETS["every"]["files"])
+    found = {}
+
+    def named(path, before):
+        files = [f["path"] for f in sources(view) for s in f["shards"] if s["tokens"] in path]
+        return files[before]
+
+    for row in range(len(rows)):
+        for file, numbers in rows.places([row], named).items():
+            found.setdefault(file, []).extend(numbers)
+    assert found.keys() == set(DATASETS["every"]["files"])
+    for file, numbers in found.items():
+        lines = (experiment.folder / file).read_text().splitlines()
+        assert len(set(numbers)) == len(numbers) and max(numbers) < len(lines)

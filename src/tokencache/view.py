@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -134,13 +135,24 @@ class View:
             parts.append(found.sums(but_first))
         return np.concatenate(parts)
 
-    def places(self, wanted: Sequence[int], source: Callable[[str], str]) -> dict[str, list[int]]:
+    def places(
+        self, wanted: Sequence[int], source: Callable[[str, int], str]
+    ) -> dict[str, list[int]]:
         """The documents of some rows: by their source, their numbers in it.
 
-        source: names the one that a token shard was made of, by the shard's path.
+        source: names the one that a token shard was made of, by the shard's path, and how often
+        that came before: files can share what they hold.
         """
         segments = self._gather.segments
-        names = [source(segments.path(number)) for number in range(len(segments))]
+        names: list[str] = []
+        before: Counter[str] = Counter()
+        last = "", 0
+        for number, batch in enumerate(segments.batches.tolist()):
+            path = segments.path(number)
+            if path != last[0] or batch <= last[1]:
+                before[path] += 1
+            names.append(source(path, before[path] - 1))
+            last = path, batch
         first: dict[str, int] = {}
         for name, number in zip(names, segments.first, strict=False):
             first.setdefault(name, int(number))
@@ -235,7 +247,9 @@ class PairView:
         """(2, rows) int64 tokens of each row's source and target."""
         return np.stack([self.source.lengths(), self.target.lengths()])
 
-    def places(self, wanted: Sequence[int], source: Callable[[str], str]) -> dict[str, list[int]]:
+    def places(
+        self, wanted: Sequence[int], source: Callable[[str, int], str]
+    ) -> dict[str, list[int]]:
         """The documents of some rows, as of a View; a pair's sides are of the same row there."""
         return self.source.places(wanted, source)
 

@@ -70,13 +70,16 @@ def describe(split: Split, cache: Path, rows: list[int]) -> str:
     numbers = sorted(split.in_cache(rows))
     said = f"{_listed(list(map(str, numbers)))} of train in {cache}"
     if isinstance(split.all_rows, View | PairView):
-        files = {
-            shard["tokens"]: file["path"]
-            for found in read_json(cache / "cache.json").get("sources", {}).values()
-            for file in found
-            for shard in file["shards"]
-        }
-        places = split.all_rows.places(numbers, lambda path: files.get(Path(path).stem, path))
+        files: dict[str, list[str]] = {}
+        for found in read_json(cache / "cache.json").get("sources", {}).values():
+            for file in found:
+                for shard in file["shards"]:
+                    files.setdefault(shard["tokens"], []).append(file["path"])
+
+        def named(path: str, before: int) -> str:
+            return (files.get(Path(path).stem, [])[before:] or [path])[0]
+
+        places = split.all_rows.places(numbers, named)
         of = [f"{_listed(list(map(str, found)))} of {file}" for file, found in places.items()]
         said += f", made of {', '.join(of)}"
     return f"{said} (counted from 0)"
