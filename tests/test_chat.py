@@ -486,6 +486,20 @@ def test_what_is_no_conversation(messages, wanted):
     fails(lambda: Chat(CHATML, {}, False).document(messages, None), wanted)
 
 
+def test_messages_that_are_nested_too_deeply():
+    for depth in (400, 900, 5000):
+        deep = []
+        for _ in range(depth):
+            deep = [deep]
+        message = {"role": "user", "content": "a", "more": deep}
+        made = Chat("{{ messages[0].content }}{{ messages[0].more }}", {}, False)
+        for messages, tools in (([message], None), (talk("a"), [{"x": deep}])):
+            try:
+                assert made.document(messages, tools)[0].startswith("a")
+            except UserError as error:
+                assert "nested too deeply" in str(error) or "RecursionError" in str(error)
+
+
 @pytest.mark.parametrize(
     ("tools", "wanted"),
     [
@@ -530,6 +544,7 @@ def test_template_that_refuses(template, messages, wanted):
         ("{% for a in b %}" * 30 + "{% endfor %}" * 30, "nested"),
         ("{{ \0 }}", "has an error in its line 1"),
         ("{{ 'a' | no_filter }}", "no_filter"),
+        ("{{ 1 }}\ud800", "can't be read"),
     ],
 )
 def test_templates_that_cannot_be_used(template, wanted):

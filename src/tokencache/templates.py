@@ -111,6 +111,7 @@ def inspect(template: str) -> Template:
     """Parse a chat template without running it. Raises UserError where it can't be used."""
     environment = _reading()
     try:
+        template.encode()  # YAML can say halves of characters (\\ud83d alone), which are no text
         tree = environment.parse(template)
         environment.compile(tree)
         environment.globals.clear()  # so that the names of globals are found, too
@@ -240,7 +241,12 @@ class Renderer:
 
     def taken(self, chat: list[dict[str, Any]], tools: Any) -> tuple[list[dict[str, Any]], Any]:
         """Messages and tools as transformers gives them to templates."""
-        return self._aliased(self._plain(chat)), self._plain(tools)
+        try:
+            return self._aliased(self._plain(chat)), self._plain(tools)
+        except RecursionError:
+            raise UserError(
+                "the messages or tools are nested too deeply; correct the row"
+            ) from None
 
     def __call__(
         self,
