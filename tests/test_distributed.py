@@ -80,6 +80,8 @@ def assert_nearly_equal(some, other, file="model.safetensors"):
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-4)
 
 
+EXPERTS = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2,
+           "output_router_logits": True, "router_aux_loss_coef": 0.5}  # fmt: skip
 SHARED = {
     # 45 rows are five steps of 8 and one of 5, which is 3 rows for one rank, 2 for the other.
     "rows": (False, {"per_device_train_batch_size": 8}),
@@ -95,6 +97,8 @@ SHARED = {
         True, {"max_tokens": 64, "gradient_accumulation_steps": 4, "dataloader_num_workers": 1},
     ),
     "by-length": (False, {"per_device_train_batch_size": 8, "group_by_length": True}),
+    # The router loss is one of all tokens of a step.
+    "experts": (False, {"per_device_train_batch_size": 8, "architecture": EXPERTS}),
 }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from tokencache import models, router
 from tokencache.collate import COUNTS, Collator
 from tokencache.errors import UserError
 from tokencache.models import Vocabulary
+from tokencache.run_keys import decisive
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -159,6 +160,26 @@ def test_resumed_with_batches_by_tokens_or_length(
         assert json.loads((out / "timing.json").read_text())["resumed_from_step"] == step
         weights = "model.safetensors"
         assert (out / weights).read_bytes() == (undisturbed / weights).read_bytes()
+
+
+def test_what_is_in_no_key_changes_no_weights(cache, tokenizer, tmp_path):
+    def result(name, **settings):
+        run = make_run(cache, tokenizer, None, {"attention_dropout": 0.1}, max_steps=5, **settings)
+        weights = trained(run, tmp_path / name) / "model.safetensors"
+        return decisive(run["training"], False), weights.read_bytes()
+
+    often = {
+        "eval_steps": 2,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "save_minutes": 1e-9,
+        "save_total_limit": 1,
+        "eval_on_start": False,
+        "per_device_eval_batch_size": 3,
+    }
+    without_effect = {"num_train_epochs": 7, "warmup_steps": 2, "warmup_ratio": 0.9}
+    other = result("other", gradient_checkpointing=True, **often, **without_effect)
+    assert result("one", warmup_steps=2) == other
 
 
 def test_workers_change_nothing_and_a_budget_keeps_the_loss(cache, tokenizer, tmp_path):
