@@ -101,7 +101,8 @@ def test_one_job_killed_and_run_again(workflow, undisturbed):
     assert workflow.results() == undisturbed
 
 
-WAIT = '''    """Weights or the adapter, tokenizer, metrics.jsonl, plots, run.json and other records."""
+WAIT = '''\
+    """Weights or the adapter, tokenizer, metrics.jsonl, plots, run.json and other records."""
     Path("waiting").touch()
     while not Path("go").exists():
         time.sleep(0.01)
