@@ -35,7 +35,8 @@ def plan(tmp_path):
         plan = Plan(
             {"id": "20260101-000000-abcdef", "config": {"cache": "cache", "results": "results"},
              "caches": {}, "runs": {RUN: {"training": {"mlflow": None}}},
-             "tokenizers": {"cache/tokenizers/" + "1" * 32: {}}, "fetches": {}, "batches": {}, "token_sets": {}, "tokens": {}}
+             "tokenizers": {"cache/tokenizers/" + "1" * 32: {}}, "fetches": {}, "batches": {},
+             "token_sets": {}, "tokens": {}}
         )  # fmt: skip
         plan.write()
         yield plan

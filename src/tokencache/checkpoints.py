@@ -136,7 +136,8 @@ def disk_full_said(final: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"{final}: this can't be written, the disk is probably full; nothing was left "
-            "half-written. Free some space and run again, which goes on from the last checkpoint"
+            "half-written. Free some space and run again, which goes on from the last checkpoint; "
+            "`tokencache gc` says what no configuration needs any more"
         ) from None
 
 

@@ -170,7 +170,8 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno not in (*DISK_FULL, errno.ENAMETOOLONG):
             raise
         full = error.errno in DISK_FULL
-        said = "the disk is full" if full else "no file can have so long a name"
+        said = "the disk is full; `tokencache gc` says what no configuration needs any more"
+        said = said if full else "no file can have so long a name"
         print(f"tokencache: {plain.cut(str(error.filename or ''))}: {said}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -69,8 +69,9 @@ def build(
     made = {name: split.counted(cache["max_length"]) for name, split in splits.items()}
     _check(cache, made, counts)
     about = report.make(cache, tokens, splits, made)
-    with published(out, folder=True) as folder:
-        if cache.get("format") == "view":
+    is_view = cache.get("format") == "view"
+    with published(out, folder=True, needs=None if is_view else _bytes_of(splits)) as folder:
+        if is_view:
             checksums = view.write(folder, splits, cache["max_length"], out)
         else:
             checksums = _write_dataset(folder, cache, splits, parts)
@@ -149,6 +150,17 @@ def _check(cache: dict[str, Any], made: dict[str, Any], counts: dict[str, Any]) 
             f"{where}: the loss mask leaves no token to train on; look at loss: and document: of "
             "the data set"
         )
+
+
+def _bytes_of(splits: dict[str, Split]) -> int:
+    """About how many bytes the data files of a dataset will have."""
+    size = 0
+    for split in splits.values():
+        widths = [dtype.itemsize for name, dtype in split.types.items() if name != "seq_lengths"]
+        # A token of a pair stands in one of its columns.
+        a_token = max(widths) if isinstance(split, PairRows) else sum(widths)
+        size += int(split.lengths().sum()) * a_token
+    return size
 
 
 # Datasets: as `datasets` saves them, Arrow streams, state.json and dataset_info.json
