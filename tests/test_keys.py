@@ -229,3 +229,9 @@ def test_a_folder_that_the_workflow_writes_into_is_no_data_set(plan, folder):
         with pytest.raises(UserError, match=r"datasets\.qa\.hub: this workflow writes to hub/"):
             plan(HUB, **own)
     plan(HUB, cache="hub/.cache")
+
+
+def test_a_folder_that_is_missing_is_one_message(plan, folder):
+    for path in ("./hub", str(folder / "data/a.jsonl")):
+        with pytest.raises(UserError, match=r"datasets\.qa\.hub: .* is not a folder"):
+            plan(HUB | {"hub": path})

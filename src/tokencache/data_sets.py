@@ -121,6 +121,8 @@ class DataSets:
     def _hub_files(self, name: str, dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
         where = f"datasets.{name}.hub"
         wanted = reference(dataset.hub, where)
+        if wanted.path and not os.path.isdir(wanted.path):
+            raise UserError(f"{where}: {wanted.path} is not a folder; correct the path")
         if wanted.path:
             self._check_outside(wanted.path, where)
         splits = {"train": dataset.split}
