@@ -57,7 +57,7 @@ def done(apptainer, tmp_path_factory):
     Its data and its cache folder are links to elsewhere.
     """
     folder = tmp_path_factory.mktemp("containers")
-    workflow = made_in(folder / "w")
+    workflow = made_in(folder / "a check out")
     shutil.move(workflow.folder / "data", folder / "data")
     (folder / "cache").mkdir()
     (ROOT / "images").mkdir(exist_ok=True)
