@@ -264,6 +264,18 @@ def test_columns_that_tell_nothing_are_named(made):
         )  # fmt: skip
 
 
+def test_a_column_may_come_late_in_a_file_but_not_in_none_of_its_rows(made):
+    folder, about = made[3], {"document": {"text": "late"}}
+    write(folder / "late.jsonl", '{"id": "%s"}\n' % ("x" * 500) * 4000 + '{"late": "y"}')
+    write(folder / "never.jsonl", '{"id": "x"}\n' * 10)
+    with contextlib.chdir(folder):
+        assert resolve(config_of({"late": {"files": "late.jsonl"} | about})).caches
+        fails(
+            lambda: resolve(config_of({"late": {"files": ["late.jsonl", "never.jsonl"]} | about})),
+            "datasets.late.document: there is no column 'late' in never.jsonl; there are: id",
+        )
+
+
 @pytest.mark.parametrize(
     ("row", "wanted"),
     [
