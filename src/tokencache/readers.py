@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from .errors import UserError, listed, shown
 
 CHUNK_BYTES = 16 * 2**20
-BLOCK_BYTES = 1 * 2**20  # that are read at a time where files are cut
+BLOCK_BYTES = 2**20  # that are read at a time where files are cut
 STEP_BYTES = 2**18  # that are looked through at a time
 HEAD_BYTES = 2**20  # of a file, that are looked at closely
 # A row is held in memory several times on its way, so it must have an end.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
@@ -17,7 +18,11 @@ import pyarrow as pa
 
 from . import readers
 from .errors import UserError, shown
-from .readers import BOM, HEAD_BYTES, Piece, Source, blocks, checked, no_column, places
+from .readers import BOM, HEAD_BYTES, Piece, Source, blocks, checked, line_count, no_column, places
+
+BLOCK_BYTES = 4 * 2**20  # looked through for quotes at a time
+
+_ANYTHING = re.compile(rb"[^\r\n]")
 
 REPAIR = 'a value with the delimiter, a quote or a line end stands in "…", each quote in it as ""'
 
@@ -34,7 +39,7 @@ def columns(source: Source, stream: BinaryIO) -> list[str]:
 def tables(piece: Piece, names: list[str], stream: BinaryIO) -> Iterator[pa.Table]:
     """Every value as text: an empty one is "", and nothing stands for null."""
     header: list[str] = []
-    for before, chunk in _rows_in(piece, blocks(stream)):
+    for before, chunk in _rows_in(piece, blocks(stream, min(BLOCK_BYTES, readers.CHUNK_BYTES))):
         if not header:
             header, end = _header(piece, before, chunk)
             before += chunk.count(b"\n", 0, end)
@@ -42,7 +47,7 @@ def tables(piece: Piece, names: list[str], stream: BinaryIO) -> Iterator[pa.Tabl
             for name in names if header else []:
                 if name not in header:
                     raise no_column(piece.source.path, name, header)
-        if chunk.strip(b"\r\n"):
+        if _ANYTHING.search(chunk):
             yield _table(piece, before, chunk, header, names)
 
 
@@ -119,14 +124,15 @@ def _rows_in(piece: Piece, found: Iterable[bytes]) -> Iterator[tuple[int, bytes]
     """Whole rows of valid UTF-8, and the number of lines before them."""
     held, before = b"", 0
     for number, block in enumerate(found):
-        held += block.removeprefix(BOM) if number == 0 else block
+        block = block.removeprefix(BOM) if number == 0 else block
+        held = held + block if held else block
         quotes = _quotes(piece, before, held)
         end = _last_end(held, quotes)
         if end:
-            _refuse_bare_returns(piece, before, held[:end], quotes)
-            yield before, checked(piece, before, held[:end])
-            before += held.count(b"\n", 0, end)
-            held = held[end:]
+            chunk, held = held[:end], held[end:]
+            _refuse_bare_returns(piece, before, chunk, quotes)
+            yield before, checked(piece, before, chunk)
+            before += line_count(chunk)
         elif len(held) > readers.CHUNK_BYTES:
             _refuse_bare_returns(piece, before, held, quotes)
             raise _too_long(piece, before, held, quotes)
@@ -218,9 +224,9 @@ def _refuse_bare_returns(piece: Piece, before: int, data: bytes, quotes: np.ndar
     r"""pyarrow ends a row at a \r alone, wherever it comes from."""
     if b"\r" not in data:
         return
-    signs = np.frombuffer(data + b" ", np.uint8)
+    signs = np.frombuffer(data, np.uint8)
     returns = places(signs, b"\r")
-    returns = returns[signs[returns + 1] != ord("\n")]
+    returns = returns[signs[np.minimum(returns + 1, len(data) - 1)] != ord("\n")]
     returns = returns[np.searchsorted(quotes, returns) % 2 == 0]
     if len(returns):
         line = before + data.count(b"\n", 0, int(returns[0])) + 1
