@@ -16,7 +16,8 @@ CHATML = (
     "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n"
     "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
 )
-UNMARKED = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+BARE = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+UNMARKED = BARE + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 CONFIG = {
     "shard_size": 4096,

@@ -178,8 +178,9 @@ def test_repair_makes_again_just_what_is_damaged(experiment, capsys):
     assert verify(experiment, capsys)[0] == 0
 
 
-def test_while_caches_come_and_go(experiment, capsys):
+def test_while_caches_come_and_go(experiment, capsys, monkeypatch):
     """What somebody makes or deletes meanwhile is not taken for damaged."""
+    monkeypatch.setattr(integrity, "RECHECK_SECONDS", 0.3)
     cache, stop = experiment.folder / experiment.cache("pairs"), threading.Event()
 
     def come_and_go():

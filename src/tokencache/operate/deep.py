@@ -24,6 +24,7 @@ from ..windows import Windows
 from . import made_of
 from .hugging_face import Document, HuggingFace
 from .made_of import Changed, Sources, SourceShard
+from .spoken import NotCompared
 
 
 @dataclass
@@ -132,13 +133,21 @@ class _Rows:
                 needed.setdefault(place.shard, set()).add(place.number)
         documents, lost = self._documents(needed)
         for split, number, places in rows:
-            why = [lost[place.shard] for side in places for place in side if place.shard in lost]
-            if why:
-                found.not_compared[why[0]] += 1
+            if why := self._unknown(places, documents, lost):
+                found.not_compared[why] += 1
             elif wrong := self._wrong(split, number, places, documents):
                 found.differing.append(wrong)
             else:
                 found.same += 1
+
+    def _unknown(self, places: list[list[_Place]], documents: dict, lost: dict) -> str:
+        """Why it can't be told what a row should be, if it can't."""
+        for place in (place for side in places for place in side):
+            if place.shard in lost:
+                return lost[place.shard]
+            if isinstance(why := documents.get((place.shard, place.number)), NotCompared):
+                return str(why)
+        return ""
 
     def _places(self, chosen: list[int]) -> Iterator[tuple[str, int, list[list[_Place]]]]:
         """Split, number, and of each side the places of its documents, of each chosen row."""
@@ -191,7 +200,11 @@ class _Rows:
     ) -> tuple[list[Path], str] | None:
         """Where a row is wrong, and what is."""
         row = _lists(self.opened[split], number)
-        wanted = self._wanted(places, documents)
+        try:
+            wanted = self._wanted(places, documents)
+        except KeyError:
+            where = f"{split} row {number}: it holds a piece of a document that is cut elsewhere"
+            return [self.folder], f"{self.folder}, {where}, or empty"
         different = [name for name in wanted if row[name] != wanted[name]]
         if not different:
             return None
@@ -208,11 +221,11 @@ class _Rows:
 
     def _wanted(self, places: list[list[_Place]], documents: dict) -> dict[str, list[int]]:
         windows = [
-            [documents[p.shard, p.number].window(p.start) for p in of_side] for of_side in places
+            [documents[p.shard, p.number].windows[p.start] for p in of_side] for of_side in places
         ]
         ids = [[i for window in of_side for i in window.ids] for of_side in windows]
         if len(places) == 2:
-            return {"input_ids": ids[0], "labels": ids[1]}
+            return {"input_ids": ids[0], "labels": windows[1][0].labels(packed=False)}
         packed = self.about["settings"]["packing"] != "none"
         labels = [label for window in windows[0] for label in window.labels(packed)]
         found = {"input_ids": ids[0], "labels": labels}

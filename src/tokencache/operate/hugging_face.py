@@ -1,4 +1,8 @@
-"""Documents as Hugging Face's tokenizer makes them, with none of the engines here."""
+"""Documents as Hugging Face's tokenizer makes them, in plain Python and one at a time.
+
+With nothing that makes token shards and caches: no engine, no mask and no cut is shared, so
+that what is wrong there is found. Files are read as they are for those.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,18 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import chat, conversations, documents, sources, templates
-from ..gather import IGNORED
+from .. import conversations, documents, sources
 from ..readers import Piece
+from .spoken import Conversation, NotCompared, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+UNTRAINED = -100
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,8 @@ class Window:
 
     def labels(self, packed: bool) -> list[int]:
         """As transformers takes them; packed, the first one is predicted from nothing."""
-        found = [i if t else IGNORED for i, t in zip(self.ids, self.trained, strict=True)]
-        return [IGNORED, *found[1:]] if packed else found
+        found = [i if t else UNTRAINED for i, t in zip(self.ids, self.trained, strict=True)]
+        return [UNTRAINED, *found[1:]] if packed else found
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,6 @@ class Document:
 
     ids: list[int]
     windows: dict[int, Window]
-
-    def window(self, start: int) -> Window:
-        """The window that begins with token number `start`."""
-        return self.windows[start]
 
 
 @lru_cache(maxsize=1)
@@ -57,9 +60,9 @@ class HuggingFace:
     def __init__(self, folder: Path, recipe: dict[str, Any], about: dict[str, Any]) -> None:
         self.tokenizer = _loaded(folder)
         self.recipe, self.settings = recipe, about["settings"]
-        special = recipe["add_special_tokens"]
-        self.prefix = len(about["tokenizer"]["prefix"]) if special else 0
-        self.suffix = len(about["tokenizer"]["suffix"]) if special else 0
+        self.special = recipe["add_special_tokens"]
+        self.prefix = len(about["tokenizer"]["prefix"]) if self.special else 0
+        self.suffix = len(about["tokenizer"]["suffix"]) if self.special else 0
         # Post-processors trim spaces off the offsets, which tokens do hold.
         backend = self.tokenizer.backend_tokenizer
         self.untrimmed = copy.deepcopy(backend)
@@ -68,37 +71,63 @@ class HuggingFace:
         self.untrimmed.no_truncation()  # which transformers leaves as the last call had it
 
     def documents(
-        self, piece: Piece, digest: str, numbers: set[int]
-    ) -> Iterator[tuple[int, Document]]:
-        """Some documents of a piece of a source, by their numbers in it."""
-        if self.recipe["form"] == "messages":
-            yield from self._chats(piece, digest, numbers)
-            return
-        first = 0
-        for batch in documents.render(self.recipe, piece, digest):
-            spans = batch.spans and batch.spans.lists()
-            for number in range(first, first + len(batch.texts)):
-                if number in numbers:
-                    text = batch.texts[number - first].as_py()
-                    yield number, self._text(text, spans and spans[number - first])
-            first += len(batch.texts)
+        self, piece: Piece, digest: str, numbers: set[int] | None
+    ) -> Iterator[tuple[int, Document | NotCompared]]:
+        """Some documents of a piece of a source, or all, by their numbers in it; of one of which
+        it can't be told what it should be, why."""
+        chat = self.recipe["form"] == "messages"
+        rows = _chat_rows if chat else _text_rows
+        for number, row in enumerate(rows(piece, documents.needed_columns(self.recipe), digest)):
+            if numbers is None or number in numbers:
+                try:
+                    yield number, self._of_chat(row) if chat else self._of_text(row)
+                except NotCompared as why:
+                    yield number, why
 
-    def _text(self, text: str, spans: list[tuple[int, int]] | None) -> Document:
-        given = {"add_special_tokens": self.recipe["add_special_tokens"]}
-        whole = self.tokenizer(text, **given)["input_ids"]
-        trained = [True] * len(whole)
-        if spans is not None:
-            inside = self._held(text, spans)
-            before = bool(spans) and spans[0][0] == 0
-            after = bool(spans) and spans[-1][1] == len(text)
-            trained = [before] * self.prefix + inside + [after] * self.suffix
-        cut = whole
-        if self.settings["overflow"] == "truncate":
-            length = self.settings["max_length"]
-            cut = self.tokenizer(text, truncation=True, max_length=length, **given)["input_ids"]
-        return self._cut(whole, trained, cut)
+    def _of_text(self, row: dict[str, str | None]) -> Document:
+        text, spans = text_of(self.recipe, row)
+        ids = self._ids(text)
+        if spans is None:
+            return self._cut(ids, [True] * len(ids), text)
+        before = bool(spans) and spans[0][0] == 0
+        after = bool(spans) and spans[-1][1] == len(text) and self.recipe.get("train_on_eos", True)
+        inside = self._held(text, spans)
+        trained = [before] * self.prefix + inside + [after] * self.suffix
+        return self._cut(ids, trained, text)
 
-    def _held(self, text: str, spans: list[tuple[int, int]]) -> list[bool]:
+    def _of_chat(self, row: dict[str, Any]) -> Document:
+        recipe = self.recipe
+        tools = conversations.tool_list(row.get(recipe.get("tools")))
+        messages, first = conversations.of_row(recipe, row)
+        template = recipe["tool_template"] if tools and "tool_template" in recipe else None
+        said = Conversation(
+            self.tokenizer, template or recipe["chat_template"], recipe["special_tokens"],
+            conversations.conversation(messages), tools,
+        )  # fmt: skip
+        ids = self._ids(said.text)
+        return self._cut(ids, self._trained(said, ids, first), said.text)
+
+    def _trained(self, said: Conversation, ids: list[int], first: int) -> list[bool]:
+        """Which tokens of a conversation are trained on."""
+        if self.recipe["loss"] == "all":
+            return [True] * len(ids)
+        roles = self.recipe.get("roles_to_train", ["assistant"])
+        eos = self.recipe.get("train_on_eos", True)
+        named = [self.recipe[k] for k in ("chat_template", "tool_template") if k in self.recipe]
+        marked = all("endgeneration" in template for template in named)
+        if not marked or roles != ["assistant"] or not eos:
+            return self._held(said.text, sorted(said.spans(first, roles, eos)))
+        if self.recipe["loss"] == "completion":  # transformers has no mask of those
+            return self._held(said.text, said.marked(first))
+        theirs, trained = said.tokenized()
+        if theirs != ids:
+            raise NotCompared("apply_chat_template gives other ids than the tokenizer")
+        return trained
+
+    def _ids(self, text: str, **more: Any) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=self.special, **more)["input_ids"]
+
+    def _held(self, text: str, spans: list[Span]) -> list[bool]:
         """Which tokens lie between the first and the last that hold a character of a span."""
         offsets = self.untrimmed.encode(text, add_special_tokens=False).offsets
         found = [False] * len(offsets)
@@ -108,53 +137,65 @@ class HuggingFace:
                 found[number] = True
         return found
 
-    def _cut(self, whole: list[int], trained: list[bool], cut: list[int]) -> Document:
-        """The windows of a document, each with what of it is trained on.
-
-        cut: its ids as Hugging Face truncates them.
-        """
-        if self.settings["overflow"] != "split":
-            if len(cut) < len(whole):  # the end that was put there is not the document's own
-                trained = trained[: len(cut) - self.suffix] + [False] * self.suffix
-            return Document(whole, {0: Window(cut, trained)})
-        starts = list(range(0, max(1, len(whole)), self.settings["max_length"]))
-        if starts[1:]:  # the last window has more than special tokens
-            starts[-1] = min(starts[-1], len(whole) - self.suffix - 1)
-        stops = [*starts[1:], len(whole)]
-        return Document(
-            whole,
-            {a: Window(whole[a:b], trained[a:b]) for a, b in zip(starts, stops, strict=True)},
-        )
-
-    def _chats(
-        self, piece: Piece, digest: str, numbers: set[int]
-    ) -> Iterator[tuple[int, Document]]:
-        recipe, number = self.recipe, 0
-        masked = recipe["loss"] == "assistant"
-        template = chat.Chat(recipe["chat_template"], recipe["special_tokens"], masked)
-        marked = masked and templates.inspect(recipe["chat_template"]).generation
-        for rows in sources.read_rows(piece, documents.needed_columns(recipe), digest):
-            for row in rows:
-                if number in numbers:
-                    yield number, self._chat(row, template, masked, marked)
-                number += 1
-
-    def _chat(self, row: dict, template: chat.Chat, masked: bool, marked: bool) -> Document:
-        messages, tools = row.get(self.recipe["messages"]), row.get(self.recipe.get("tools"))
-        found = self.tokenizer.apply_chat_template(
-            conversations.conversation(messages),
-            tools=conversations.tool_list(tools),
-            chat_template=template.template,
-            return_dict=True,
-            return_assistant_tokens_mask=marked,
-            **self.recipe["special_tokens"],
-        )
-        whole = found["input_ids"]
-        trained = [True] * len(whole)
-        if marked:
-            trained = [bool(mask) for mask in found["assistant_masks"]]
-        elif masked:  # transformers has no mask of such templates: the text's spans are ours
-            trained = self._held(*template.document(messages, tools))
+    def _cut(self, ids: list[int], trained: list[bool], text: str) -> Document:
+        """The windows of a document, each with what of it is trained on."""
         length = self.settings["max_length"]
-        cut = whole[:length] if self.settings["overflow"] == "truncate" else whole
-        return self._cut(whole, trained, cut)
+        if len(ids) != len(trained):
+            raise NotCompared("the tokens' places in the text are unknown")
+        if len(ids) <= self.prefix + self.suffix:
+            return Document(ids, {})  # an empty one
+        if len(ids) <= length:
+            return Document(ids, {0: Window(ids, trained)})
+        if self.settings["overflow"] == "truncate":
+            return Document(ids, {0: self._truncated(ids, trained, text)})
+        if self.settings["overflow"] == "drop":
+            return Document(ids, {})
+        starts = list(range(0, len(ids), length))
+        # A last piece has more than special tokens.
+        starts[-1] = min(starts[-1], len(ids) - self.suffix - 1)
+        edges = [*starts, len(ids)]
+        return Document(
+            ids,
+            {a: Window(ids[a:b], trained[a:b]) for a, b in pairwise(edges)},
+        )
+
+    def _truncated(self, ids: list[int], trained: list[bool], text: str) -> Window:
+        """Special tokens at the end where something was cut off are not the document's own."""
+        length, side = self.settings["max_length"], self.settings.get("truncation_side", "right")
+        self.tokenizer.truncation_side = side
+        kept = self._ids(text, truncation=True, max_length=length)
+        if side == "right":
+            own = trained[: length - self.suffix]
+            return Window(kept, own + [False] * self.suffix)
+        own = trained[len(ids) - length + self.prefix :]
+        if self.prefix:  # the first token after them would be predicted from them
+            own[0] = False
+        return Window(kept, [False] * self.prefix + own)
+
+
+def _chat_rows(piece: Piece, columns: list[str], digest: str) -> Iterator[dict[str, Any]]:
+    for rows in sources.read_rows(piece, columns, digest):
+        yield from rows
+
+
+def _text_rows(piece: Piece, columns: list[str], digest: str) -> Iterator[dict[str, str | None]]:
+    for table in sources.read_text(piece, columns, digest):
+        yield from table.to_pylist()
+
+
+def text_of(recipe: dict[str, Any], row: dict[str, str | None]) -> tuple[str, list[Span] | None]:
+    """A row's text, and the characters of it that are trained on; None where all are."""
+
+    def filled(parts: list[str | dict[str, str]]) -> str:
+        texts = [part if isinstance(part, str) else row[part["column"]] for part in parts]
+        return "".join(text or "" for text in texts)
+
+    if recipe["form"] == "text":
+        return filled(recipe["text"]), None
+    with_input = "input" in recipe and filled(recipe["input"]) != ""
+    prompt = filled(recipe["prompt_with_input" if with_input else "prompt"])
+    text = prompt + filled(recipe["completion"])
+    if recipe["loss"] == "all":
+        return text, None
+    start, stop = len(prompt), len(text) - recipe.get("untrained_end", 0)
+    return text, [(start, stop)] if start < stop else []
