@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from shards import IGNORED, build, entry, labelled, naive_windows, tokens, write_shard
 
 from tokencache import pack, windows
+from tokencache.files import hash_file
 from tokencache.gather import Gatherer
 from tokencache.manifest import beside
 from tokencache.token_shards import Documents
@@ -450,3 +451,27 @@ def test_missing_token_shard_is_named(tmp_path):
 def test_no_shard_at_all_is_no_document(tmp_path):
     wanted = entry(8, validation={"fraction": 0.5, "seed": 1})
     fails(lambda: build(tmp_path / "cache", [], wanted), "no document is left to train on")
+
+
+@pytest.mark.parametrize("parts", [0, 2])
+def test_a_token_shard_with_other_bytes_than_were_written(tmp_path, parts):
+    """A cache of it would have checksums that fit."""
+    paths = [write_shard(tmp_path / f"{n}.arrow", [([1, 2, 3], [True] * 3)] * 4) for n in range(2)]
+    for path in map(Path, paths):
+        about = {"bytes": path.stat().st_size, "checksum": hash_file(path)}
+        path.with_suffix(".json").write_text(json.dumps(about))
+    wanted = entry(8)
+    build(tmp_path / "right", paths, wanted)
+    data = bytearray(Path(paths[1]).read_bytes())
+    data[data.index(bytes([1, 0, 2, 0, 3, 0]))] ^= 4
+    Path(paths[1]).write_bytes(data)
+    made_of = tokens({"train": paths})
+
+    def make():
+        if not parts:
+            pack.build(wanted, made_of, tmp_path / "wrong")
+        for number in range(parts):
+            pack.build_part(wanted, made_of, tmp_path / f"part-{number}", number, parts)
+
+    fails(make, "1.arrow is damaged: it has other bytes than were written", "verify --repair")
+    assert not (tmp_path / "wrong").exists() and not (tmp_path / "part-1").exists()

@@ -26,7 +26,7 @@ from .pairs import PairRows
 from .progress import Progress
 from .readers import as_arrow
 from .streams import Writer
-from .token_shards import Documents
+from .token_shards import Documents, check_bytes
 from .windows import cut_of, rows, split_of, windows
 
 ROWS_IN_A_BATCH = 1000
@@ -74,6 +74,8 @@ def build(
         if is_view:
             checksums = view.write(folder, splits, cache["max_length"], out)
         else:
+            if not parts:  # each part looked at some
+                check_bytes(_paths(tokens))
             checksums = _write_dataset(folder, cache, splits, parts)
         report.write(folder, about)
         summary = {
@@ -88,6 +90,12 @@ def build(
     for line in report.lines(about):
         print(line, file=sys.stderr)
     return summary
+
+
+def _paths(tokens: dict[str, Any]) -> list[str]:
+    """All token shards of a cache."""
+    sides = [tokens["splits"], tokens.get("targets") or {}]
+    return [path for side in sides for part in side.values() for path in part["paths"]]
 
 
 def look(cache: dict[str, Any], tokens: dict[str, Any]) -> dict[str, Any]:
@@ -105,6 +113,7 @@ def build_part(
     Which files there are and what is in them is the same for every count.
     """
     splits, _ = split_rows(cache, tokens)
+    check_bytes(_paths(tokens)[number::count])
     with published(out, folder=True) as folder:
         checksums = _write_files(folder, cache, splits, _data_files(splits)[number::count])
         files = manifest.contents(folder, checksums)

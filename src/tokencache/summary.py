@@ -27,13 +27,21 @@ def table(plan: Plan) -> str:
     """One row a cache that is there, with its run; then what all of them cost."""
     run_of = {run["cache"]: path for path, run in plan.runs.items()}
     rows = [
-        _row(plan, path, run_of.get(path))
+        _row_or_damage(plan, path, run_of.get(path))
         for path in plan.caches
         if Path(path, CACHE_FILE).exists()
     ]
     text = tabulate(rows, headers=COLUMNS, intfmt=",", floatfmt=["", "", "", "", "", ".1%", ".1f",
                                                                  ".1f", ".3f", ".3f"])  # fmt: skip
     return f"\n{text}\n\n{_totals(plan)}\n{_warnings(plan)}{_nodes(plan)}"
+
+
+def _row_or_damage(plan: Plan, path: str, run: str | None) -> list[Any]:
+    try:
+        return _row(plan, path, run)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        cache = plan.caches[path]
+        return [cache["model"], cache["dataset"], cache["max_length"], "damaged"]
 
 
 def _row(plan: Plan, path: str, run: str | None) -> list[Any]:

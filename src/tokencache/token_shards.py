@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from . import machine
 from .errors import UserError
-from .files import read_json
+from .files import hash_file, read_json
 from .manifest import REPAIR, beside
 from .progress import Progress
 from .readers import as_numpy
@@ -130,6 +130,27 @@ def _read_beforehand(paths: list[str]) -> None:
         for path in there:
             with open(path, "rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
+def check_bytes(paths: list[str]) -> None:
+    """Raises UserError for a token shard that has other bytes than were written.
+
+    What is made of such a one would have checksums that fit, and nobody would find it later.
+    """
+    paths = list(dict.fromkeys(paths))
+    total = sum(map(os.path.getsize, paths))
+    with Progress(total, "bytes", "pack: check token shards", passing=True) as progress:
+        for path in paths:
+            try:
+                made = read_json(beside(path)).get("checksum")
+            except FileNotFoundError:  # nothing is said of it
+                continue
+            if made and hash_file(path) != made:
+                raise UserError(
+                    f"token shard {path} is damaged: it has other bytes than were written (its "
+                    f"checksum differs); {REMAKE}"
+                )
+            progress.update(os.path.getsize(path))
 
 
 def check_size(path: str, lost: str) -> None:
