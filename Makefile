@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo cluster-demo cluster-stop test gpu-test bench bench-training lint format site lock clean
+.PHONY: demo cluster-demo cluster-stop test trust gpu-test bench bench-training lint format site lock clean
 .DELETE_ON_ERROR:
 
 # Remade when the locked versions change.
@@ -38,6 +38,11 @@ test: $(VENV)/done
 # What only a GPU can show, under 8 minutes on one H100; skips without one.
 gpu-test: $(VENV)/done
 	$(BIN)/python -m pytest tests/gpu -n 0 -v -rs
+
+# Kills, damage, races, full disks, changed sources and bad input, with nothing lost: half an hour
+# and more on two cores. `make test` has a slice of it. TRUST_SEED draws other trials.
+trust: $(VENV)/done
+	$(BIN)/python -m pytest -n 2 -m trust tests/trust
 
 # Measures this and its peers side by side: `make bench SIZE=small ROUNDS=1`; more settings, as
 # `python benchmarks/run.py --help` names them, in MORE. Dolma needs older libraries than the

@@ -26,6 +26,8 @@ from tokencache import machine
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+pytest_plugins = ["trust.counts"]
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 SPECIALS = (
