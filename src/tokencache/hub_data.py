@@ -15,7 +15,7 @@ import pyarrow as pa
 import yaml
 
 from .errors import UserError
-from .files import key_of
+from .files import DISK_FULL, key_of
 from .references import Reference
 
 # The libraries that can change what files mean.
@@ -116,8 +116,16 @@ def reading() -> str:
     A version number in a key would make every data set stale with each release. This does so
     with a release that reads files otherwise, and with no other one.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        found = {kind: _read(kind, path, folder) for kind, path in _files(Path(folder))}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            found = {kind: _read(kind, path, folder) for kind, path in _files(Path(folder))}
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise UserError(
+            f"{tempfile.gettempdir()}: the disk is full, and planning needs a few kilobytes there "
+            "to try how `datasets` reads files; free some space, or name another folder: TMPDIR"
+        ) from None
     return key_of(found)
 
 
@@ -148,7 +156,18 @@ def _read(kind: str, path: Path, folder: str) -> Any:
         columns = [[field.name, str(field.type)] for field in found.features.arrow_schema]
         return [columns, json.dumps(found.to_list(), default=str)]
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if full := _disk_full(error):
+            raise full from None
         return type(error).__name__  # a version that can't read it is another one, too
     finally:
         if not bars:
             datasets.enable_progress_bars()
+
+
+def _disk_full(error: BaseException | None) -> OSError | None:
+    """What says that a disk is full, of an error and those that it comes from."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return error
+        error = error.__cause__ or error.__context__
+    return None

@@ -20,6 +20,7 @@ from .trials import (
     difference,
     grown_old,
     half_published,
+    is_hidden,
     tree,
 )
 
@@ -55,14 +56,17 @@ def run_again(trials: Trials, folder: Path, job: Job) -> Ended:
 
 
 def later(trials: Trials, folder: Path, job: Job) -> dict[str, bytes | None]:
-    """What is there once a later run has taken away what nobody can need any more.
-
-    What lies among the parts of a cache goes with them, when the cache is made.
-    """
+    """What is there once a later run, or else `gc`, has taken away what nobody can need any more."""
     if difference(tree(folder), job.made):
         grown_old(folder)
         trials.run(folder, PLAN, job.config, settings=job.settings)
-    return {name: data for name, data in tree(folder).items() if ".parts/." not in name}
+    found = tree(folder)
+    if any(map(is_hidden, found.keys() - job.made.keys())):
+        with copied(folder) as other:
+            trials.run(other, "gc", "--delete")
+            left = tree(other)
+        found = {name: data for name, data in found.items() if not is_hidden(name) or name in left}
+    return found
 
 
 def test_jobs_killed(net, trials, jobs):

@@ -126,7 +126,8 @@ def generated(draw: random.Random, folder: Path, texts: list[str]) -> str:
     made.save(str(folder / "tokenizer.json"))
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
-    added = [token.content for token in made.get_added_tokens_decoder().values()]
+    added = [str(token) for token in made.get_added_tokens_decoder().values()]
+    added = [token for token in added if "<0x" not in token]
     return f"{family}, {normalizer}, {split}, {added}"
 
 
@@ -151,7 +152,10 @@ def test_generated_tokenizers(net, tmp_path):
             continue
         with pa.ipc.open_file(out) as reader:
             ids = reader.read_all()["input_ids"].to_pylist()
-        wanted = reference(texts)["input_ids"]
+        wanted, nothing = reference(texts)["input_ids"], reference("")["input_ids"]
+        # A text without a token of its own is left out.
+        wanted = [[] if one == nothing else one for one in wanted]
+        ids = [[] if one == nothing else one for one in ids]
         different = [n for n, (a, b) in enumerate(zip(ids, wanted, strict=True)) if a != b]
         first = texts[different[0]] if different else ""
         net.check(not different, f"{number}: {what}: {len(different)} differ, first {first!r}")

@@ -34,6 +34,7 @@ MODULES = (
 )  # fmt: skip
 
 MADE = ("cache", "results")
+RECORD = ".tokencache.json"  # that stands in a folder, whole as it is, and says what it is
 MARKS = (".last_used", ".snakemake_timestamp")  # that somebody used something
 
 
@@ -174,7 +175,9 @@ def grown_old(folder: Path) -> None:
 
 
 def is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in Path(name).parts)
+    path = Path(name)
+    parts = path.parent.parts if path.name == RECORD else path.parts
+    return any(part.startswith(".") for part in parts)
 
 
 def published(found: dict[str, bytes | None]) -> dict[str, bytes | None]:
