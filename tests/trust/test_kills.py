@@ -56,7 +56,7 @@ def run_again(trials: Trials, folder: Path, job: Job) -> Ended:
 
 
 def later(trials: Trials, folder: Path, job: Job) -> dict[str, bytes | None]:
-    """What is there once a later run, or else `gc`, has taken away what nobody can need any more."""
+    """What is there once a later run, or else `gc`, has taken away what nobody needs any more."""
     if difference(tree(folder), job.made):
         grown_old(folder)
         trials.run(folder, PLAN, job.config, settings=job.settings)
