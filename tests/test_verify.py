@@ -269,7 +269,8 @@ def rewrite(shard):
     rows = table["input_ids"].to_pylist()
     next(row for row in rows if len(row) > 3)[2] = 7
     with pa.OSFile(str(shard), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(pa.table({"input_ids": rows}, schema=table.schema))
+        columns = {name: table[name] for name in table.schema.names} | {"input_ids": rows}
+        writer.write_table(pa.table(columns, schema=table.schema))
     made = read_json(beside(shard))
     made |= {"bytes": shard.stat().st_size, "checksum": hash_file(shard)}
     beside(shard).write_text(json.dumps(made))
