@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from tokencache import conversations, templates
+from tokencache import conversations, renderer
 from tokencache.chat import Chat
 from tokencache.errors import UserError
 from tokencache.templates import inspect, uncommented
@@ -354,8 +354,8 @@ LOOP = "{% for X in range(9999) %}"
     ],
 )  # fmt: skip
 def test_templates_are_bounded(monkeypatch, template, wanted):
-    monkeypatch.setattr(templates, "MOST_STEPS", 100_000)
-    monkeypatch.setattr(templates, "MOST_CHARACTERS", 1_000_000)
+    monkeypatch.setattr(renderer, "MOST_STEPS", 100_000)
+    monkeypatch.setattr(renderer, "MOST_CHARACTERS", 1_000_000)
     fails(lambda: Chat(template, {}, False).document(talk("a"), None), wanted, "models.NAME")
 
 

@@ -14,7 +14,7 @@ from datafiles import fails, source, write
 from transformers import AutoTokenizer
 from workflow import write_rows
 
-from tokencache import conversations, documents, jobs, sources
+from tokencache import conversations, documents, jobs, sources, train
 from tokencache.chat import Chat
 from tokencache.config import load
 from tokencache.dataset_config import Dataset
@@ -152,6 +152,11 @@ def test_rows_with_tools_go_through_the_template_for_tools(tmp_path, monkeypatch
         for words, tools in (("a", [TOOL]), ("b", None))
     ]
     assert batch.texts.to_pylist() == wanted
+    run = {"chat_template": named["default"], "tool_template": TEMPLATE}
+    about.pop("chat_template")
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(about))
+    train._write_templates(tokenizer, run)
+    assert AutoTokenizer.from_pretrained(tokenizer).chat_template == named, "which a run's has"
     given["a"]["document"]["chat_template"] = TEMPLATE
     [recipe] = resolve(config_of(given)).data["recipes"].values()
     assert recipe["chat_template"] == TEMPLATE and "tool_template" not in recipe

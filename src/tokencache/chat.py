@@ -12,8 +12,8 @@ from typing import Any
 from .chat_spans import Places
 from .conversations import conversation, tool_list
 from .errors import UserError
+from .renderer import Renderer
 from .spans import Span
-from .templates import Renderer
 
 Message = dict[str, Any]
 

@@ -262,6 +262,16 @@ LIBRARIES = ("numpy", "pyarrow", "tokenizers", "datasets", "transformers", "acce
 NOT_THE_TOKENIZER = {"facts.json", "tokencache.json", manifest.MANIFEST}
 
 
+def _write_templates(folder: Path, run: dict[str, Any]) -> None:
+    """The chat templates, as transformers saves them."""
+    if run["chat_template"] is not None:
+        (folder / "chat_template.jinja").write_text(run["chat_template"], encoding="utf-8")
+    if run["tool_template"] is not None:
+        named = folder / "additional_chat_templates" / "tool_use.jinja"
+        named.parent.mkdir()
+        named.write_text(run["tool_template"], encoding="utf-8")
+
+
 def _write_results(
     folder: Path, run: dict[str, Any], trainer: CacheTrainer, chosen: Hardware
 ) -> None:
@@ -274,12 +284,7 @@ def _write_results(
             shutil.copyfile(file, folder / file.name)
     file = folder / tokenizer_files.CONFIG_FILE
     write_json(file, read_json(file) | run["tokenizer_settings"])
-    if run["chat_template"] is not None:
-        (folder / "chat_template.jinja").write_text(run["chat_template"], encoding="utf-8")
-    if run["tool_template"] is not None:  # as transformers saves templates with names
-        named = folder / "additional_chat_templates" / "tool_use.jinja"
-        named.parent.mkdir()
-        named.write_text(run["tool_template"], encoding="utf-8")
+    _write_templates(folder, run)
     if run["pairs"] and "validation" in trainer.splits:
         translation.write_samples(folder, run, trainer)
     metrics.write(folder / "metrics.jsonl", records)
