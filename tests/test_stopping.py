@@ -65,6 +65,8 @@ def signal_at(monkeypatch, batch):
     collate, made = Collator.__call__, []
 
     def collate_and_tell(self, rows):
+        if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
+            return collate(self, rows)  # of the checks before the training
         made.append(len(rows))
         if len(made) == batch:
             os.kill(os.getpid(), signal.SIGUSR1)
