@@ -48,3 +48,16 @@ def test_the_site_is_whole(tmp_path):
     for page in PAGES:
         for link in re.findall(r"\]\(((?!https?:)[^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), (page.name, link)
+
+
+def test_what_is_guaranteed_is_tested():
+    """Each test that guarantees.md names is there."""
+    text = (ROOT / "docs/guarantees.md").read_text(encoding="utf-8")
+    file = None
+    for named, name in re.findall(r"`((?:trust/)?test_\w+\.py)?(?:::(test_\w+))?`", text):
+        if not named and not name:
+            continue
+        file = ROOT / "tests" / named if named else file
+        assert file.exists(), named
+        if name:
+            assert f"def {name}(" in file.read_text(encoding="utf-8"), (named, name)
