@@ -82,8 +82,8 @@ class AllOutput:
         roots = (self._cache, self._results)
         found = {}
         for group, things in self._things.items():
-            doomed = {path for thing in things for path in thing.paths}
-            found[group] = [str(path) for root in roots for path in _joined(root, doomed)]
+            doomed = {str(path) for thing in things for path in thing.paths}
+            found[group] = [path for root in roots for path in _joined(root, doomed)]
         return found
 
     def _say(self, groups: list[Group], model: str | None) -> None:
@@ -225,14 +225,20 @@ def _hidden(cache: Path) -> Iterator[Path]:
                 yield path
 
 
-def _joined(root: Path, paths: set[Path]) -> list[Path]:
+def _joined(root: Path, paths: Collection[str]) -> list[str]:
     """The same paths below a folder, with one folder for all that is in it."""
-    above = {parent for path in paths for parent in path.parents}
+    top = str(root)
+    above = {top}
+    for folder in {os.path.dirname(path) for path in paths}:
+        while folder not in above and folder.startswith(top):
+            above.add(folder)
+            folder = os.path.dirname(folder)
 
-    def walk(folder: Path) -> tuple[list[Path], bool]:
-        found: list[Path] = []
+    def walk(folder: str) -> tuple[list[str], bool]:
+        found: list[str] = []
         whole = True
-        for entry in inventory.entries(folder):
+        for name in sorted(os.listdir(folder)):
+            entry = os.path.join(folder, name)
             if entry in paths:
                 found.append(entry)
             elif entry in above:
@@ -242,9 +248,12 @@ def _joined(root: Path, paths: set[Path]) -> list[Path]:
             else:
                 whole = False
         # Its own folders alone: what a link leads to would stay.
-        mine = not folder.is_symlink() and folder.lstat().st_uid == os.geteuid()
-        if whole and found and mine and folder != root:
+        mine = not os.path.islink(folder) and os.lstat(folder).st_uid == os.geteuid()
+        if whole and found and mine and folder != top:
             return [folder], True
         return found, False
 
-    return walk(root)[0] if root in above else []
+    try:
+        return walk(top)[0]
+    except OSError:  # somebody removes things at the same time: one by one, then
+        return sorted(path for path in paths if path.startswith(top))
