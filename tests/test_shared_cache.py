@@ -290,7 +290,7 @@ print(len(tokencache.load("one", "qa", 32, build=True, arguments=["--cores", "1"
 def test_two_users_that_load_at_once_build_once(anna_and_ben, base):
     processes = [workflow.asks(LOAD) for workflow in anna_and_ben]
     outputs = [process.communicate()[0] for process in processes]
-    assert [output.splitlines()[-1] for output in outputs] == ["1425", "1425"], outputs
+    assert [output.splitlines()[-1] for output in outputs] == ["1415", "1415"], outputs
     logs = [*base.glob("*/logs/load/one/qa/*.log")]
     assert len(logs) == 1, outputs
     assert is_open_to_the_group(base / "cache") and nothing_is_left(base)
@@ -310,7 +310,7 @@ def test_a_user_that_builds_and_is_killed_is_replaced_by_another(anna_and_ben, b
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
     output = second.communicate()[0]
-    assert output.splitlines()[-1] == "1425", output
+    assert output.splitlines()[-1] == "1415", output
     assert anna.files("../cache") == undisturbed
     assert is_open_to_the_group(base / "cache") and nothing_is_left(base / "cache")
 
@@ -326,7 +326,7 @@ def test_a_user_that_may_not_write_is_told_so(anna_and_ben, base):
     # What is there can be loaded from another one's workflow, in which nothing can be written.
     script = LOAD.replace("build=True", f"build=True, config={str(anna.folder)!r}")
     output = ben.asks(script).communicate()[0]
-    assert output.splitlines()[-1] == "1425", output
+    assert output.splitlines()[-1] == "1415", output
     assert (ben.folder / ".cache/tokencache/index.sqlite").exists()
     output = ben.asks(script.replace("32", "16")).communicate()[0]
     assert "no cache of 'one' and 'qa' is made for max_length 16" in output
