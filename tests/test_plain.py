@@ -56,8 +56,8 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BOMB, "config.yaml:8: it has more than 100,000 values, counting what an alias"),
-        (MERGES, "config.yaml:9: it has more than 100,000 values"),
+        (BOMB, "config.yaml:9: it has more than 1,000,000 values, counting what an alias"),
+        (MERGES, "config.yaml:10: it has more than 1,000,000 values"),
         ("a: &a [1, *a]\n", "config.yaml:4: an alias (*name) stands within what it names"),
         (f"a: {'[' * 60}{']' * 60}\n", "config.yaml:4: its lists and mappings lie more than 50"),
         (f"a: {'[' * 9999}{']' * 9999}\n", "config.yaml: its lists and mappings lie more than 50"),
@@ -77,10 +77,10 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(
     ids=lambda value: value[:20],
 )
 def test_an_odd_configuration(refused, text, message):
-    start = time.monotonic()
+    start = time.process_time()
     said = refused(text)
     assert message in said and "\n" not in said and len(said) < 1000
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def rendered(line, value):
     given = {"output": [value], "log": [value], "input": [value], "threads": 3}
     for kind in ("params", "wildcards"):
         values = {name: value for top, _, name in named if top == kind}
+        if "within" in values:
+            values["within"] = ["--within", value]
         given[kind] = SimpleNamespace(**values)
     assert {top for top, _, _ in named} <= set(given), line
     return snakemake_format(line, **given)

@@ -10,7 +10,7 @@ import yaml
 
 from .errors import UserError
 
-MOST_VALUES = 100_000
+MOST_VALUES = 1_000_000
 MOST_DEPTH = 50
 LARGEST = 2**63 - 1
 MOST_SHOWN = 200  # characters of a value in a message
