@@ -9,6 +9,7 @@ from datasets import load_from_disk
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 from workflow import Workflow
 
+from tokencache.gather import IGNORED
 from tokencache.view import open_cache
 
 ROWS = [
@@ -16,6 +17,7 @@ ROWS = [
       for n in range(60)),
     {"de": "ohne", "en": ""}, {"de": None, "en": "without"}, {"de": "kurz", "en": "long " * 40},
 ]  # fmt: skip
+PAIRS = [row for row in ROWS if row["de"] and row["en"]]
 CONFIG = {
     "shard_size": 1024,
     "models": {
@@ -77,12 +79,12 @@ def test_the_rows_are_what_the_tokenizer_gives(done):
     cache = load_from_disk(path)
     assert cache["train"].column_names == ["input_ids", "labels"]
     tokenizer = AutoTokenizer.from_pretrained(done.folder / "tokenizer")
-    encoded = [tuple(tokenizer([r["de"], f"<{r['en']}>"])["input_ids"]) for r in ROWS if r["de"]]
+    encoded = [tuple(tokenizer([r["de"], f"<{r['en']}>"])["input_ids"]) for r in PAIRS]
     fit = [pair for pair in encoded if max(map(len, pair)) <= 16]
     assert sorted(rows_of(cache)) == sorted(map(tuple, fit))
     about = json.loads((path / "cache.json").read_text())
     assert about["documents"]["train"] | {"tokens_lost": 0} == {
-        "documents": 63, "documents_empty": 1, "documents_too_long": len(encoded) - len(fit),
+        "documents": 63, "documents_empty": 2, "documents_too_long": len(encoded) - len(fit),
         "tokens_lost": 0,
     }  # fmt: skip
     lost = sum(len(side) for pair in encoded if pair not in fit for side in pair)
@@ -107,9 +109,19 @@ def test_truncated_pairs_keep_their_special_tokens(workflow):
     [path] = set(workflow.folder.glob("cache/one/words/*")) - {before}
     tokenizer = AutoTokenizer.from_pretrained(workflow.folder / "tokenizer")
     cut = {"truncation": True, "max_length": 16}
-    wanted = [tuple(tokenizer([r["de"], f"<{r['en']}>"], **cut)["input_ids"])
-              for r in ROWS if r["de"]]  # fmt: skip
-    assert sorted(rows_of(load_from_disk(path))) == sorted(map(tuple, wanted))
+    wanted = []
+    for texts in ([r["de"], f"<{r['en']}>"] for r in PAIRS):
+        source, target = tokenizer(texts, **cut)["input_ids"]
+        if len(tokenizer(texts[1])["input_ids"]) > 16:  # the end is not its own
+            target[-1] = IGNORED
+        wanted.append((source, target))
+    assert sorted(rows_of(load_from_disk(path))) == sorted(wanted)
+    about = json.loads((path / "cache.json").read_text())
+    splits = about["splits"].values()
+    too_long = about["documents"]["train"]["documents_too_long"]
+    assert sum(split["rows_cut"] for split in splits) == too_long
+    labels = [label for _, target in wanted for label in target]
+    assert sum(split["targets"] for split in splits) == sum(n != IGNORED for n in labels)
 
 
 def test_a_pair_without_a_side_is_left_out(workflow):
@@ -118,7 +130,7 @@ def test_a_pair_without_a_side_is_left_out(workflow):
     found = [
         json.loads(f.read_text()) for f in workflow.folder.glob("cache/one/words/*/cache.json")
     ]
-    assert sorted(about["documents"]["train"]["documents_empty"] for about in found) == [1, 2]
+    assert sorted(about["documents"]["train"]["documents_empty"] for about in found) == [2, 2]
 
 
 def test_a_view_has_the_same_rows_and_trains_to_the_same(workflow):

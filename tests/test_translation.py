@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from tokencache import models
 from tokencache.collate import COUNTS, NO_ROW
+from tokencache.gather import IGNORED
 from tokencache.meter import model_flops
 from tokencache.translation import PairCollator
 
@@ -205,6 +207,16 @@ def test_a_pair_that_is_not_there_counts_for_nothing(cache, tokenizer):
     assert batch["labels"].tolist() == [[-100] * 8] and batch["attention_mask"].sum() == 1
     counts = batch.pop(COUNTS)
     assert counts.pop("computed") == 16 and not any(counts.values())
+
+
+def test_a_label_that_is_not_trained_on_is_no_id_for_the_decoder():
+    """As of a target that was truncated, whose end is not its own."""
+    model = SimpleNamespace(config=SimpleNamespace(decoder_start_token_id=0))
+    row = {"input_ids": np.arange(3), "labels": np.array([5, 6, IGNORED, IGNORED])}
+    batch = PairCollator(EOS, 32, model)([row])
+    assert batch["decoder_input_ids"][0].tolist() == [0, 5, 6, EOS, EOS, EOS, EOS, EOS]
+    assert batch["labels"][0].tolist() == [5, 6, *[IGNORED] * 6]
+    assert batch[COUNTS]["targets"] == 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)
