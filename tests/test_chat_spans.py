@@ -7,11 +7,21 @@ import pytest
 from datafiles import fails
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from tokencache.chat import Chat
 from tokencache.chat_spans import Places
+from tokencache.operate.spoken import Conversation, NotCompared
 
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+@pytest.fixture(scope="module")
+def bare():
+    """A tokenizer for its `apply_chat_template` alone."""
+    backend = Tokenizer(models.WordLevel({"<unk>": 0}, "<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
 
 
 def user(content):
@@ -315,3 +325,30 @@ def test_placeholders_in_all_messages_show_what_one_by_one_do(style, turns, role
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Places, "_together", lambda *_: {})
         assert made.document(chat, None) == found
+
+
+CALLS = st.lists(st.tuples(WORDS, WORDS), max_size=2)
+MORE = st.sampled_from(["", "think", "tool"])
+
+
+@pytest.mark.parametrize("style", sorted(set(ENDS) - {"PHI", "CHATML", "LLAMA3"}))
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(WORDS, CALLS, WORDS, MORE), min_size=1, max_size=3), st.booleans(),
+       st.sets(ROLES, min_size=1))  # fmt: skip
+def test_verify_tells_the_same_spans_by_itself(bare, style, turns, eos, roles):
+    """It shares nothing with what makes token shards but the rules of docs/how-it-works.md."""
+    template, chat = getattr(styles, style), []
+    for asked, called, said, more in turns:
+        chat.append(user(asked))
+        if called and style != "DEEPSEEK":  # whose calls transformers can't write
+            made = [call({"x": words, "y": other}) for words, other in called]
+            chat += [calls(*made), *(tool(words) for words, _ in called)]
+        chat.append(answer(said, **({"reasoning_content": "r"} if more == "think" else {})))
+    made = Chat(template, SPECIALS, True, sorted(roles), eos)
+    plain = [{k: v for k, v in m.items() if v is not None} for m in chat]
+    said = Conversation(bare, template, SPECIALS, plain, None)
+    try:
+        wanted = sorted(said.spans(0, sorted(roles), eos))
+    except NotCompared:
+        return
+    assert made.document(chat, None) == (said.text, wanted)
