@@ -183,7 +183,7 @@ def test_a_job_in_an_image_can_write_to_its_outputs_alone(done, in_job):
 
 def test_a_job_in_an_image_has_no_network_no_home_and_no_environment(done, in_job):
     output, _ = in_job("tail -n +3 /proc/net/dev | cut -d: -f1; echo $HOME; env | grep SECRET")
-    assert output.split() == ["lo", str(done.folder)]
+    assert [line.strip() for line in output.splitlines()] == ["lo", str(done.folder)]
     output, _ = in_job("df --output=source /tmp | tail -1")
     assert output.strip() != "tmpfs"
 
