@@ -9,6 +9,7 @@ from compared import Made
 from experiment import CHATML, UNMARKED
 from workflow import rows
 
+from tokencache.operate import deep
 from tokencache.operate.spoken import Conversation, NotCompared
 
 COLUMNS = {"messages": ["asked", "answered"], "chat_template": UNMARKED}
@@ -60,6 +61,34 @@ def test_right_caches_of_every_setting_are_called_right(made):
     assert len(said["compared"]) == len(DATASETS)
     for one in said["compared"]:
         assert one["same"] == one["rows"] > 20, json.dumps(one)
+
+
+def test_a_document_that_is_in_no_row_or_in_two(made, monkeypatch):
+    """All ids and labels are right, and yet something is not."""
+    real = deep.pack.split_rows
+
+    def moved(cache, tokens):
+        splits, counts = real(cache, tokens)
+        if cache["overflow"] == "truncate" and not tokens["targets"]:
+            documents = splits["train"].rows.windows.document
+            documents[3] = documents[4]
+        return splits, counts
+
+    opened = deep.open_cache
+
+    def doubled(folder, split):
+        rows = opened(folder, split)
+        order = list(range(len(rows)))
+        if split == "train":
+            order[3] = 4
+        return rows.select(order)
+
+    monkeypatch.setattr(deep.pack, "split_rows", moved)
+    monkeypatch.setattr(deep, "open_cache", doubled)
+    status, said = made.verify("cache/one/style")
+    [one] = said["compared"]
+    assert status == 1 and one["same"] == one["rows"]
+    assert "is in 0 rows" in one["differing"][0] or "is in 2 rows" in one["differing"][0]
 
 
 # A conversation

@@ -127,10 +127,13 @@ class _Rows:
 
     def compare(self, chosen: list[int], found: Compared) -> None:
         rows = list(self._places(chosen))
-        needed: dict[tuple[int, str, int], set[int]] = {}
+        needed: dict[tuple[int, str, int], set[int] | None] = {}
         for _, _, places in rows:
             for place in (place for side in places for place in side):
                 needed.setdefault(place.shard, set()).add(place.number)
+        whole = len(chosen) == sum(split["rows"] for split in self.about["splits"].values())
+        if whole:  # then it can be told what is in no row, too
+            needed = dict.fromkeys(self._shards())
         documents, lost = self._documents(needed)
         for split, number, places in rows:
             if why := self._unknown(places, documents, lost):
@@ -139,6 +142,32 @@ class _Rows:
                 found.differing.append(wrong)
             else:
                 found.same += 1
+        if whole and not lost and not found.differing:
+            placed = Counter(place for _, _, places in rows for side in places for place in side)
+            if wrong := self._misplaced(placed, documents):
+                found.differing.append(([self.folder], f"{self.folder}, {wrong}"))
+
+    def _shards(self) -> Iterator[tuple[int, str, int]]:
+        for side in range(len(self.recipes)):
+            for split, shards in self.shards.items():
+                for number in range(len(shards)):
+                    yield side, split, number
+
+    def _misplaced(self, placed: Counter[_Place], documents: dict) -> str:
+        """What is in no row, or in two, where all rows are known."""
+        wanted: Counter[_Place] = Counter()
+        for (shard, number), document in documents.items():
+            sides = [documents[(n, *shard[1:]), number] for n in range(len(self.recipes))]
+            if any(isinstance(one, NotCompared) for one in sides):
+                return ""
+            if all(one.windows for one in sides):  # of pairs, both or none
+                wanted.update(_Place(shard, number, start) for start in document.windows)
+        for place in (wanted - placed) + (placed - wanted):
+            _, split, number = place.shard
+            path = self.shards[split][number].path
+            where = f"document {place.number + 1} of shard {number + 1} of {split} ({path})"
+            return f"{where}, from its token {place.start} on, is in {placed[place]} rows"
+        return ""
 
     def _unknown(self, places: list[list[_Place]], documents: dict, lost: dict) -> str:
         """Why it can't be told what a row should be, if it can't."""
@@ -174,7 +203,7 @@ class _Rows:
         columns = (shards.tolist(), inside.tolist(), windows.start.tolist())
         return [_Place((side, own, s), n, start) for s, n, start in zip(*columns, strict=True)]
 
-    def _documents(self, needed: dict[tuple[int, str, int], set[int]]) -> tuple[dict, dict]:
+    def _documents(self, needed: dict[tuple[int, str, int], set[int] | None]) -> tuple[dict, dict]:
         """Documents by their shard and number there; why there are none, by shard."""
         made = [HuggingFace(self.tokenizer, recipe, self.about) for recipe in self.recipes]
         there = Sources(self.config.shard_size)

@@ -45,6 +45,9 @@ class Document:
     windows: dict[int, Window]
 
 
+EMPTY = Document([], {})
+
+
 @lru_cache(maxsize=1)
 def _loaded(folder: Path) -> PreTrainedTokenizerFast:
     """Caches of a tokenizer stand one after the other; to load one takes up to a second."""
@@ -85,6 +88,8 @@ class HuggingFace:
                     yield number, why
 
     def _of_text(self, row: dict[str, str | None]) -> Document:
+        if not any(row.values()):
+            return EMPTY
         text, spans = text_of(self.recipe, row)
         ids = self._ids(text)
         if spans is None:
@@ -97,6 +102,8 @@ class HuggingFace:
 
     def _of_chat(self, row: dict[str, Any]) -> Document:
         recipe = self.recipe
+        if conversations.is_empty(recipe, row):
+            return EMPTY
         tools = conversations.tool_list(row.get(recipe.get("tools")))
         messages, first = conversations.of_row(recipe, row)
         template = recipe["tool_template"] if tools and "tool_template" in recipe else None
