@@ -11,9 +11,10 @@ import yaml
 from conftest import make_tokenizer
 from workflow import Workflow, rows, write_rows
 
-from tokencache import index, inventory, resources, why
+from tokencache import index, inventory, leftovers, resources, why
 from tokencache.config import load
 from tokencache.files import write_json
+from tokencache.processes import process_tag
 from tokencache.resolve import resolve
 
 FEW, MANY = 2, 8  # lengths
@@ -174,3 +175,17 @@ def test_a_job_needs_no_source_but_its_own(many_batches):
     many_batches.tokencache("tokenize", "--plan", str(plan), "qa-0003")
     assert many_batches.token_shards() == {f"{key}.arrow"}
     assert yaml.safe_load((many_batches.folder / "gone.yaml").read_text())["models"]
+
+
+def test_a_plan_removes_nothing(folder, tokenizer):
+    """Not even what killed jobs left; a workflow's start does."""
+    plan = planned(tokenizer, 2, 1)
+    key = next(iter(plan.data["tokens"]))
+    place, number, ticks = process_tag().split("-")
+    shard = Path(plan.tokens_path(key))
+    left = shard.with_name(f".{shard.name}.{place}-{number}-{int(ticks) - 1}.abc.tmp")
+    left.mkdir(parents=True)
+    why.table(planned(tokenizer, 2, 1))
+    assert left.exists()
+    leftovers.take(plan)
+    assert not left.exists()
