@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from training import SOURCES, deterministic, make_cache, make_run, records, trained
 from workflow import TINY, Workflow, kill, rows
 
+from tokencache.plan import Plan
+
 # In one worker, so that what the tests share is made once.
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("distributed")]
 
@@ -317,7 +319,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 def test_without_a_word_on_threads_the_ranks_share_the_cores(workflow):
     [plan] = workflow.folder.glob(".tokencache/plans/*.json")
-    made = json.loads(plan.read_text())
+    made = Plan.read(plan).data
     [(out, run)] = made["runs"].items()
     run["training"]["max_steps"] = 1
     plan.write_text(json.dumps(made))

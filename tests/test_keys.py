@@ -76,6 +76,24 @@ def test_a_plan_that_is_cut_is_one_message(plan, folder, capsys, left):
         assert "Traceback" not in said
 
 
+def test_a_plan_with_one_other_bit_is_one_message_or_the_same_plan(plan, folder):
+    """What a job reads decides what stands under a key."""
+    found = plan()
+    found.write()
+    text = Path(found.path).read_bytes()
+    for place in range(0, len(text), max(1, len(text) // 300)):
+        damaged = bytearray(text)
+        damaged[place] ^= 1 << place % 7
+        Path(found.path).write_bytes(damaged)
+        try:
+            same = Plan.read(found.path).data
+            assert {name: same[name] for name in found.data} == found.data
+        except UserError as error:
+            assert f"the plan {found.path} is damaged" in str(error)
+    Path(found.path).write_bytes(text)
+    assert Plan.read(found.path).data == json.loads(json.dumps(found.data))
+
+
 def test_a_last_newline_changes_no_key(plan, folder):
     before = key(plan())
     path = folder / "data/a.jsonl"

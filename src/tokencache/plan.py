@@ -6,6 +6,7 @@ This module alone knows paths.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -14,10 +15,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 from . import __version__
 from .credentials import hidden
 from .errors import UserError
-from .files import key_of, make_folder, read_json, write_json
+from .files import json_text, key_of, make_folder, published
 
 WORK = Path(".tokencache")
 INDEX = WORK / "index.sqlite"
@@ -25,6 +28,7 @@ PLANS = WORK / "plans"
 PLANNING = WORK / "planning"
 LOGS = Path("logs")
 LIBRARIES = ("numpy", "pyarrow", "tokenizers")
+CHECKSUM = "checksum of what follows"  # in a plan file
 WORKFLOW = ("workflow", "snakemake")  # stage and target of the process that starts the jobs
 NAME_DIGITS = 12  # of a key in the names of caches and runs, which stand beside few others
 
@@ -93,6 +97,28 @@ def _versions() -> dict[str, str]:
     return {"tokencache": __version__} | {name: version(name) for name in LIBRARIES}
 
 
+def _sealed(data: dict[str, Any]) -> str:
+    """The text of a plan file. Its second line has the checksum of all that follows: a plan with
+    one other bit could have a job publish other bytes under a key."""
+    start, rest = "{\n", json_text(data).removeprefix("{\n")
+    return f'{start} "{CHECKSUM}": "{_checksum(rest)}",\n{rest}'
+
+
+def _opened(text: str) -> dict[str, Any]:
+    """The contents of a plan file. Raises ValueError for one that is not as it was written."""
+    data = json.loads(text)
+    checksum = data.pop(CHECKSUM, None)
+    if checksum is None and "id" in data:  # an earlier version wrote it
+        return data
+    if checksum != _checksum("\n".join(text.split("\n", 2)[2:])):
+        raise ValueError("its checksum differs")
+    return data
+
+
+def _checksum(text: str) -> str:
+    return blake3(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 class Plan:
     """The contents of a plan file; `data` is plain JSON.
 
@@ -120,7 +146,7 @@ class Plan:
     @classmethod
     def read(cls, path: str | Path) -> Plan:
         try:
-            return cls(read_json(path))
+            return cls(_opened(Path(path).read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise UserError(f"there is no plan {path}; run snakemake, which makes one") from None
         except (ValueError, KeyError, TypeError):
@@ -140,7 +166,8 @@ class Plan:
         """Write the plan file, which jobs read."""
         umask = os.umask(0o077) if self._has_credentials() else None
         try:
-            write_json(self.path, self.data)
+            with published(self.path) as temporary:
+                temporary.write_text(_sealed(self.data), encoding="utf-8")
         finally:
             if umask is not None:
                 os.umask(umask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def plan(config: str = "config.yaml") -> int:
         "train": made.runs,
     }
     found = {"plan": made.path, "jobs": {stage: list(names) for stage, names in jobs.items()}}
-    Path(PLANNED).write_text(json.dumps(found))
+    with contextlib.suppress(OSError):  # where the disk is full
+        Path(PLANNED).write_text(json.dumps(found))
     return 0
 
 
