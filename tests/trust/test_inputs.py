@@ -142,7 +142,7 @@ def expected(format: str, data: bytes) -> list[str] | None:
             texts = [row.get("text") for row in found]
         elif format == "csv" and not set(text) & set('\r\x00\ufeff"'):
             table = [row for row in csv.reader(io.StringIO(text)) if row]
-            if any(len(row) != 2 for row in table) or table[0] != ["text", "n"]:
+            if any(len(row) != 2 for row in table) or table[:1] != [["text", "n"]]:
                 return None
             texts = [row[0] for row in table[1:]]
         else:
