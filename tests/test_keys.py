@@ -76,6 +76,14 @@ def test_a_plan_that_is_cut_is_one_message(plan, folder, capsys, left):
         assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("text", ['"a text"', "7", "[1]", "null"])
+def test_a_plan_that_is_another_json_file_is_one_message(tmp_path, text):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"the plan .* is damaged"):
+        Plan.read(path)
+
+
 def test_a_plan_with_one_other_bit_is_one_message_or_the_same_plan(plan, folder):
     """What a job reads decides what stands under a key."""
     found = plan()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from contextlib import chdir
 
@@ -10,9 +11,10 @@ import pytest
 from operated import CONFIG, ONES, make
 from workflow import rows, write_rows
 
-from tokencache import why
+from tokencache import costs, why
 from tokencache.cli import main
 from tokencache.config import load
+from tokencache.plan import PLANS
 from tokencache.resolve import resolve
 
 pytestmark = pytest.mark.xdist_group("operated")
@@ -106,6 +108,15 @@ def test_the_cost_of_a_new_length_is_near_what_it_comes_to(copy, told):
     [cache] = copy.folder.glob("cache/one/qa/40-*")
     files = json.loads((cache / "cache.json").read_text())["files"].values()
     assert cost["cache_bytes"] == pytest.approx(sum(file["bytes"] for file in files), rel=0.2)
+
+
+def test_a_workflow_that_ran_for_minutes_measured_its_jobs(copy):
+    """It touches its plan every minute, also after its tokenize jobs have ended."""
+    with chdir(copy.folder):
+        before = costs.tokenizing()
+        for plan in PLANS.glob("*.json"):
+            os.utime(plan)
+        assert before and costs.tokenizing() == before
 
 
 def test_where_nothing_was_measured_that_is_said(copy, told):

@@ -1,19 +1,22 @@
 """The records of a run in MLflow, and what is said where that is not to be had."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from training import SOURCES, make_run, records, refused
 
 from tokencache import credentials
+from tokencache.cli import main
 from tokencache.config import load
 from tokencache.errors import UserError
-from tokencache.files import write_json
-from tokencache.plan import Plan
+from tokencache.files import published, write_json
+from tokencache.plan import PLANS, Plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -117,11 +120,44 @@ def test_credentials_are_in_nothing_that_is_shown(tmp_path, monkeypatch):
     assert own["mlflow"]["tracking_uri"] == training["mlflow"]["tracking_uri"]
     parts = ("caches", "tokenizers", "fetches", "batches", "token_sets")
     data = {"id": "x", "config": config.shown(), "runs": {}} | {name: {} for name in parts}
+    for umask, folder_mode, others in (
+        (0o022, 0o755, 0o044),
+        (0o002, 0o775, 0o064),
+        (0o077, 0o700, 0),
+        (0o077, 0o2775, 0o040),  # a group shares the folder
+    ):
+        before = os.umask(umask)
+        try:
+            PLANS.mkdir(parents=True, exist_ok=True)
+            PLANS.chmod(folder_mode)
+            for tracked, mode in (({"r": {"training": own}}, 0), ({}, others)):
+                plan = Plan(data | {"runs": tracked})
+                plan.write()
+                assert os.stat(plan.path).st_mode & 0o077 == mode, oct(folder_mode)
+        finally:
+            os.umask(before)
+
+
+def test_the_folder_of_plans_is_as_others_though_the_first_plan_is_private(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     os.umask(umask := os.umask(0o077))
-    for tracked, mode in (({"r": {"training": own}}, 0o600), ({}, 0o644)):
-        plan = Plan(data | {"runs": tracked})
-        plan.write()
-        assert os.stat(plan.path).st_mode & 0o077 == mode & 0o077 & ~umask
+    with published(PLANS / "a.json", private=True) as temporary:
+        temporary.touch()
+    assert PLANS.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_a_plan_of_another_user_is_one_message(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    PLANS.mkdir(parents=True)
+    (PLANS / "20260101-000000-abcdef.json").touch(mode=0o600)
+
+    def closed(self, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_text", closed)
+    assert main(["status"]) == 1
+    said = capsys.readouterr().err
+    assert "you may not read the plan" in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize(

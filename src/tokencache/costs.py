@@ -16,7 +16,7 @@ from typing import Any
 
 from . import inventory
 from .files import read_json
-from .plan import LOGS, PLANS, Plan, tokens_path
+from .plan import LOGS, PLANS, Plan, made_at, tokens_path
 from .summary import seconds_in
 
 PLANS_READ = 5  # the newest: each can be megabytes
@@ -99,7 +99,7 @@ def tokenizing() -> dict[str, Rate]:
         if not waiting:
             break
         with suppress(OSError, ValueError, KeyError):
-            made, batches = file.stat().st_mtime, read_json(file)["batches"]
+            made, batches = made_at(file), read_json(file)["batches"]
             for name in [name for name in batches if waiting.get(name, 0.0) >= made]:
                 del waiting[name]
                 seconds = seconds_in(LOGS / "tokenize" / f"{name}.tsv")

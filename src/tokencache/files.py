@@ -84,15 +84,17 @@ def read_json(path: str | Path) -> Any:
 
 
 @contextmanager
-def open_as(folder: Path) -> Iterator[bool]:
-    """What is made meanwhile is open to the group if `folder` is, whatever the umask.
+def open_as(folder: Path, private: bool = False) -> Iterator[bool]:
+    """What is made meanwhile is open to the group if `folder` is, whatever the umask; what is
+    `private`, to this user alone.
 
     Yields whether it is: a folder that its group may write to is shared by that group.
     """
     umask = os.umask(0o077)
     try:
-        shared = bool(folder.stat().st_mode & stat.S_IWGRP)
-        os.umask(umask & ~stat.S_IRWXG if shared else umask)
+        shared = not private and bool(folder.stat().st_mode & stat.S_IWGRP)
+        if not private:
+            os.umask(umask & ~stat.S_IRWXG if shared else umask)
         yield shared
     finally:
         os.umask(umask)
@@ -117,22 +119,27 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def published(
-    final: str | Path, folder: bool = False, keyed: bool = False, needs: int | None = None
+    final: str | Path,
+    folder: bool = False,
+    keyed: bool = False,
+    needs: int | None = None,
+    private: bool = False,
 ) -> Iterator[Path]:
     """A temporary path beside `final` that becomes `final` by one rename at the end.
 
     On any error the temporary is removed and `final` is as it was. Where `final`
     is a folder that another process published meanwhile, that one stays: equal
     keys mean equal bytes. So does a file that is `keyed`; another file is replaced.
-    In a folder that its group may write to, the group may read what is published.
+    In a folder that its group may write to, the group may read what is published. What is
+    `private` can be read by this user alone.
     needs: about how many bytes it will have, for a message. Raises UserError on a
     full disk, and where it is not allowed to write.
     """
     final = Path(final)
     make_folder(final.parent)
     remove_dead(final)
-    umask = _umask()
-    with open_as(final.parent) as shared:
+    umask = 0o077 if private else _umask()
+    with open_as(final.parent, private) as shared:
         temporary = _temporary(final, shared)
         target = temporary / final.name
         try:

@@ -7,8 +7,8 @@ This module alone knows paths.
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import time
 from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from itertools import zip_longest
@@ -30,6 +30,7 @@ LOGS = Path("logs")
 LIBRARIES = ("numpy", "pyarrow", "tokenizers")
 CHECKSUM = "checksum of what follows"  # in a plan file
 WORKFLOW = ("workflow", "snakemake")  # stage and target of the process that starts the jobs
+ID_TIME = "%Y%m%d-%H%M%S"  # a plan's ID begins with when it was made
 NAME_DIGITS = 12  # of a key in the names of caches and runs, which stand beside few others
 
 
@@ -68,6 +69,14 @@ def parts_path(cache: str) -> Path:
 def checkpoints_path(run: str) -> Path:
     """Where a run that is not finished keeps what it needs to go on."""
     return Path(run).parent / f".{Path(run).name}.checkpoints"
+
+
+def made_at(plan: Path) -> float:
+    """When a plan was made. Its file's time tells when its workflow was heard of last.
+
+    Raises ValueError for a file that is not called as a plan is.
+    """
+    return time.mktime(time.strptime(plan.stem.rpartition("-")[0], ID_TIME))
 
 
 def progress_folder(plan: str) -> Path:
@@ -149,7 +158,13 @@ class Plan:
             return cls(_opened(Path(path).read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise UserError(f"there is no plan {path}; run snakemake, which makes one") from None
-        except (ValueError, KeyError, TypeError):
+        except PermissionError:
+            raise UserError(
+                f"you may not read the plan {path}: one with credentials in "
+                "training.mlflow.tracking_uri can be read by its own user only. Run snakemake "
+                "yourself, which makes one of your own"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
                 f"the plan {path} is damaged, or another version of tokencache made it; run "
                 "snakemake again, which makes a new one"
@@ -164,13 +179,8 @@ class Plan:
 
     def write(self) -> None:
         """Write the plan file, which jobs read."""
-        umask = os.umask(0o077) if self._has_credentials() else None
-        try:
-            with published(self.path) as temporary:
-                temporary.write_text(_sealed(self.data), encoding="utf-8")
-        finally:
-            if umask is not None:
-                os.umask(umask)
+        with published(self.path, private=self._has_credentials()) as temporary:
+            temporary.write_text(_sealed(self.data), encoding="utf-8")
 
     def _has_credentials(self) -> bool:
         """Whether jobs find in the plan what nobody else should."""

@@ -24,7 +24,7 @@ from .data_sets import DataSets
 from .errors import UserError
 from .files import key_of
 from .index import Index
-from .plan import INDEX, Plan, fetched_path, target_path, tokenizer_path
+from .plan import ID_TIME, INDEX, Plan, fetched_path, target_path, tokenizer_path
 from .references import Reference, reference
 
 # Raise when the same inputs give a cache of other bytes.
@@ -71,7 +71,7 @@ class _Resolver:
             if found:
                 runs[found[0]] = found[1]
         return {
-            "id": time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3),
+            "id": time.strftime(f"{ID_TIME}-") + secrets.token_hex(3),
             "config": self.config.shown(),
             "shards": self.shards,
             "sources": self.data_sets.sources,
