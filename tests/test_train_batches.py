@@ -16,6 +16,7 @@ from training import (
     make_run,
     records,
     refused,
+    resumed_to_the_byte,
     stop_at,
     trained,
 )
@@ -100,6 +101,17 @@ def test_a_router_loss_is_of_all_tokens_of_a_step(packed, tokenizer, tmp_path):
     losses = by_accumulation(cache, tokenizer, tmp_path, EXPERTS, learning_rate=1e-3)
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_router_loss_goes_on_with_the_same_random_numbers(
+    cache, tokenizer, tmp_path, monkeypatch
+):
+    """Those of dropout, where a run stops in the middle of an epoch."""
+    run = make_run(
+        cache, tokenizer, architecture=EXPERTS | {"attention_dropout": 0.3},
+        gradient_accumulation_steps=2, max_steps=3, save_steps=2, logging_steps=1,
+    )  # fmt: skip
+    resumed_to_the_byte(run, 2, tmp_path, monkeypatch)
 
 
 def test_the_router_loss_is_the_model_s_own(cache, tokenizer, tmp_path):

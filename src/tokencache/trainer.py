@@ -71,6 +71,7 @@ class CacheTrainer(ResumableTrainer):
         if run["training"]["torch_compile"]:  # or its float32 logits would be a copy of their own
             self._summed = torch.compile(losses.summed)
         self.router: router.Router | None = None
+        self._of_step: list[dict[str, Any]] = []  # batches whose experts are not counted yet
         self._choices: router.Choices | None = None
 
     @property
@@ -110,11 +111,13 @@ class CacheTrainer(ResumableTrainer):
     ) -> tuple[list, Any]:
         with self.meter.waiting():
             batches = list(itertools.islice(epoch_iterator, num_batches))
-        if self.router:
-            self._choices = self._choices_of_step(batches)
+        self._of_step = batches
         return batches, self._get_num_items_in_batch(batches, device)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+        # Not when the batches are read: a run that goes on has its random numbers back only now.
+        if self.router and self._of_step:
+            self._choices, self._of_step = self._choices_of_step(self._of_step), []
         counts = inputs.pop(COUNTS)
         self.meter.add(counts)
         self._steps.count(counts["tokens"])
