@@ -161,6 +161,14 @@ def planned(entries, target):
     return entries[target]
 
 
+def given_tokenizer_inputs(wildcards):
+    """Fetched data that its saved files are compared on."""
+    folder = tokenizer_path(plan.cache, wildcards.tokenizer)
+    shards = map(plan.shard_of, plan.compared_tokens(folder))
+    fetched = [file for file in files_of(shards) if file in plan.fetches]
+    return [] if Path(folder).exists() else fetched
+
+
 def trained_tokenizer_inputs(wildcards):
     folder = tokenizer_path(plan.cache, wildcards.tokenizer)
     shards = [plan.data["shards"][shard] for _, shard in plan.tokenizers[folder]["texts"]]

@@ -4,6 +4,8 @@ localrules:
 
 
 rule materialize_tokenizer:
+    input:
+        given_tokenizer_inputs,
     output:
         update(directory(tokenizer_path(plan.cache, "{tokenizer}"))),
     log:

@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
 from tokencache import engines, tokenizer_files, tokenizers, unigram
 from tokencache.errors import UserError
+from tokencache.plan import Plan
 from tokencache.references import Reference
 
 
@@ -296,16 +298,35 @@ def test_a_unigram_model_breaks_ties_as_auto_tokenizer_does(kind, tmp_path):
     config["tokenizer_class"] = kind
     (source / "tokenizer_config.json").write_text(json.dumps(config))
     reference = AutoTokenizer.from_pretrained(source)
-    assert type(reference).__name__ in (kind, "TokenizersBackend")
     key = tokenizers.describe(at(source)).key
     tokenizers.materialize(at(source), tmp_path / "made", key)
     wanted = reference(RUNS, add_special_tokens=False)["input_ids"]
+    made = json.loads((tmp_path / "made/tokenizer_config.json").read_text())
+    assert made["tokenizer_class"] == kind
     again = AutoTokenizer.from_pretrained(tmp_path / "made")
     assert again(RUNS, add_special_tokens=False)["input_ids"] == wanted
     opened = tokenizers.opened(tmp_path / "made")
     assert [e.ids for e in opened.encode_batch(RUNS, add_special_tokens=False)] == wanted
     found = engines.Engines(tmp_path / "made").encode(pa.array(RUNS, pa.large_string()))
     assert found.ids.tolist() == [number for ids in wanted for number in ids]
+
+
+def test_a_unigram_class_of_the_user_s_own_needs_no_code_once_it_is_saved(tmp_path):
+    source = tmp_path / "source"
+    T5Tokenizer(vocab=unigram_vocabulary(), extra_ids=3).save_pretrained(source)
+    (source / "tokenization_x.py").write_text(
+        "from transformers import T5Tokenizer\n\n\nclass XTokenizer(T5Tokenizer):\n"
+        "    def __init__(self, *given, **more):\n        super().__init__(*given, **more)\n"
+    )
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "XTokenizer",
+               "auto_map": {"AutoTokenizer": [None, "tokenization_x.XTokenizer"]}}  # fmt: skip
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    key = tokenizers.describe(at(source), trust_remote_code=True).key
+    tokenizers.materialize(at(source), tmp_path / "made", key, trust_remote_code=True)
+    reference = AutoTokenizer.from_pretrained(source, trust_remote_code=True)
+    made = AutoTokenizer.from_pretrained(tmp_path / "made")
+    assert made(RUNS)["input_ids"] == reference(RUNS)["input_ids"]
 
 
 @settings(max_examples=200, deadline=None)
@@ -444,3 +465,13 @@ def test_a_pattern_over_the_engine_s_limit_is_one_message(copied, capfd):
     edit("tokenizer.json", pre_tokenizer={"type": "Sequence", "pretokenizers": [split, bytes_]})
     with pytest.raises(UserError, match=r"can't encode the texts .* retry-limit-in-match"):
         tokenizers.describe(at(folder))
+
+
+def test_saved_files_are_compared_on_shards_from_all_of_the_data():
+    batches = {
+        str(n): {"tokenizer": "mine" if n % 2 else "other", "tokens": [f"{n}a", f"{n}b"]}
+        for n in range(40)
+    }
+    plan = SimpleNamespace(batches=batches)
+    assert Plan.compared_tokens(plan, "mine") == ["1a", "11a", "21a", "31a"]
+    assert Plan.compared_tokens(plan, "none") == []

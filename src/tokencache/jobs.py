@@ -34,8 +34,8 @@ def fetch_from_hub(plan: Plan, folder: str) -> None:
     (fetch.fetch_weights if "model" in wanted else fetch.fetch)(wanted, Path(folder))
 
 
-# Of the documents that a tokenizer will encode, to compare its saved files on.
-COMPARED_SHARDS, COMPARED_DOCUMENTS, COMPARED_CHARACTERS = 4, 100, 4096
+# Of each shard that a tokenizer's saved files are compared on.
+COMPARED_DOCUMENTS, COMPARED_CHARACTERS = 100, 4096
 
 
 def materialize_tokenizer(plan: Plan, folder: str) -> None:
@@ -45,24 +45,19 @@ def materialize_tokenizer(plan: Plan, folder: str) -> None:
     wanted = plan.tokenizers[folder]
     key = wanted["facts"]["key"]
     reference = Reference(**wanted["reference"])
-    texts = _some_texts(plan, key)
+    texts = _some_texts(plan, folder)
     tokenizers.materialize(reference, Path(folder), key, wanted["trust_remote_code"], texts)
 
 
 def _some_texts(plan: Plan, tokenizer: str) -> list[str]:
-    """A few documents that a tokenizer will encode; none of data sets that are not fetched yet."""
+    """A few documents that the tokenizer in a folder will encode."""
     from . import documents
 
-    sets = [found for found in plan.token_sets.values() if found["tokenizer"] == tokenizer]
-    keys = [key for found in sets for keys in found["splits"].values() for key in keys]
     texts: list[str] = []
-    for key in keys[:: max(1, len(keys) // COMPARED_SHARDS)][:COMPARED_SHARDS]:
-        shard = plan.shard_of(key)
+    for key in plan.compared_tokens(tokenizer):
         recipe = plan.data["recipes"][plan.data["tokens"][key]["recipe"]]
-        if "fetched" in shard and not Path(shard["fetched"]).exists():
-            continue
         try:
-            batch = next(documents.render(recipe, *piece_of(shard)), None)
+            batch = next(documents.render(recipe, *piece_of(plan.shard_of(key))), None)
         except UserError:
             continue  # tokenization says it
         if batch is not None:

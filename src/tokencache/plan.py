@@ -128,6 +128,9 @@ def _checksum(text: str) -> str:
     return blake3(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+COMPARED_SHARDS = 4  # see Plan.compared_tokens
+
+
 class Plan:
     """The contents of a plan file; `data` is plain JSON.
 
@@ -230,6 +233,17 @@ class Plan:
         """Of the tokenizers that the workflow trains, or of those that are given."""
         entries = self.tokenizers.values()
         return [entry["facts"]["key"] for entry in entries if ("training" in entry) == trained]
+
+    def compared_tokens(self, tokenizer: str) -> list[str]:
+        """A few missing token shards that the tokenizer in a folder will make: its saved files
+        are compared on their documents."""
+        found = [
+            key
+            for batch in self.batches.values()
+            if batch["tokenizer"] == tokenizer
+            for key in batch["tokens"]
+        ]
+        return found[:: max(1, len(found) // COMPARED_SHARDS)][:COMPARED_SHARDS]
 
     def batches_of(self, token_set: str) -> list[str]:
         return self._batches_of.get(token_set, [])

@@ -124,7 +124,7 @@ def save(
     from transformers import AutoTokenizer
 
     backend = tokenizer.backend_tokenizer
-    builds_model = unigram.is_unigram(backend) and not _is_generic(tokenizer)
+    builds_model = unigram.is_unigram(backend) and _builds_model(tokenizer)
     text = backend.to_str() if builds_model else unigram.to_json(backend)
     (folder / TOKENIZER_FILE).write_text(text, encoding="utf-8")
     own = _own_configuration(tokenizer) if builds_model else {}
@@ -366,9 +366,10 @@ def _added(tokenizer: PreTrainedTokenizerFast) -> list[list[Any]]:
     ]
 
 
-def _is_generic(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether its class takes tokenizer.json as it is, instead of building the model itself."""
-    return "__init__" not in vars(type(tokenizer)) or type(tokenizer).__name__ == GENERIC
+def _builds_model(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether its class builds the model itself, and is one that AutoTokenizer finds anywhere."""
+    kind = type(tokenizer)
+    return kind.__module__.startswith("transformers.models.") and "__init__" in vars(kind)
 
 
 def _own_configuration(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
