@@ -352,3 +352,27 @@ def test_verify_tells_the_same_spans_by_itself(bare, style, turns, eos, roles):
     except NotCompared:
         return
     assert made.document(chat, None) == (said.text, wanted)
+
+
+MARKS_THE_LINE_BREAK = """{% for m in messages %}{{ '<|' + m.role + '|>\n' }}\
+{% if m.role == 'assistant' %}{% generation %}{{ m.content + '</s>\n' }}{% endgeneration %}\
+{% else %}{{ m.content + '</s>\n' }}{% endif %}{% endfor %}"""
+
+
+@pytest.mark.parametrize("asked", [[user("c")], []])
+@pytest.mark.parametrize("old", ["b", "b ", "d", ""])
+def test_verify_tells_the_marks_of_a_completion_by_itself(bare, asked, old):
+    """Where the marks of the prompt's answers end with what a message ends with."""
+    chat = [user("a"), answer(old), *asked, answer("d")]
+    template, first = MARKS_THE_LINE_BREAK, 2
+    text, spans = Chat(template, {}, True).document(chat, None, first)
+    assert [text[start:stop] for start, stop in spans] == ["d</s>\n"]
+    assert Conversation(bare, template, {}, chat, None).marked(first) == spans
+
+
+@pytest.mark.parametrize("said", ["[]", '[{"name": "f"}]', [1], [{"function": "f"}]])
+def test_calls_that_verify_cannot_read_are_not_compared(bare, said):
+    template = "{% for m in messages %}{{ m.content }}{{ m.tool_calls }}{% endfor %}"
+    chat = [user("a"), {"role": "assistant", "tool_calls": said}]
+    with pytest.raises(NotCompared, match="calls of tools are not a list"):
+        Conversation(bare, template, {}, chat, None)

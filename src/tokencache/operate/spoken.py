@@ -60,8 +60,8 @@ class Conversation:
         """Raises NotCompared where a message that only calls tools is lost."""
         for message in self.chat:
             if message.get("tool_calls") and message.get("content") is None:
+                called = _called(message["tool_calls"])
                 with suppress(NotCompared):
-                    called = message["tool_calls"][0].get("function", {}).get("name", "")
                     if called in self._written(self.chat):
                         continue
                 raise NotCompared("the template wants `content: none` beside calls of tools")
@@ -87,13 +87,12 @@ class Conversation:
             return_assistant_tokens_mask=True,
             **self._given,
         )
-        before = 0
+        begin = 0
         if any(message["role"] == "assistant" for message in self.chat[:first]):
-            shared = self._written(self.chat[:first]).rstrip()
-            if not self.text.startswith(shared):
-                raise NotCompared("the template writes the prompt otherwise when more follows")
-            before = len(shared)
-        return [(start, stop) for start, stop in spans if max(start, before) < stop]
+            mark = self._placeholder()
+            other = _saying(mark, self.chat[first])
+            begin = _shared(self.text, self._around(mark, [*self.chat[:first], other])[0])
+        return [(start, stop) for start, stop in spans if max(start, begin) < stop]
 
     def spans(self, first: int, roles: list[str], eos: bool) -> Iterator[Span]:
         """The spans of the messages of some roles, from number `first` on."""
@@ -105,10 +104,8 @@ class Conversation:
 
     def _span(self, number: int, eos: bool) -> Span:
         message, before = self.chat[number], self.chat[:number]
-        other = {key: value for key, value in message.items() if key not in BESIDE}
         mark = self._placeholder()
-        listed = isinstance(message.get("content"), list)
-        other["content"] = [{"type": "text", "text": mark}] if listed else mark
+        other = _saying(mark, message)
         head, tail = self._around(mark, [*before, other, *self.chat[number + 1 :]])
         if not self.text.endswith(tail):
             raise NotCompared(f"the template writes what follows message {number + 1} otherwise")
@@ -152,6 +149,23 @@ class Conversation:
         while (mark := PLACEHOLDER.format(number=number)) in self.text:
             number += 1
         return mark
+
+
+def _called(calls: Any) -> str:
+    """The name of the first tool that a message calls."""
+    first = calls[0] if isinstance(calls, list) else None
+    function = first.get("function", first) if isinstance(first, dict) else None
+    name = function.get("name", "") if isinstance(function, dict) else None
+    if not isinstance(name, str):
+        raise NotCompared("calls of tools are not a list of {function: {name, arguments}}")
+    return name
+
+
+def _saying(mark: str, message: Message) -> Message:
+    """The message with a placeholder for all that it says."""
+    other = {key: value for key, value in message.items() if key not in BESIDE}
+    listed = isinstance(message.get("content"), list)
+    return other | {"content": [{"type": "text", "text": mark}] if listed else mark}
 
 
 def _shared(one: str, other: str) -> int:
