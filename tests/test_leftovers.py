@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tokencache import lease, leftovers, workflows
+from tokencache.errors import UserError
 from tokencache.files import write_json
 from tokencache.plan import PLANS, WORKFLOW, Plan, building_path, checkpoints_path, progress_path
 from tokencache.processes import process_tag
@@ -141,6 +142,47 @@ def test_plans_of_long_ago_go_and_that_of_a_workflow_that_runs_stays(plan, monke
     assert Path(plan.path).exists() and not said.exists()
     assert not (PLANS / "20250101-000000-abcdef.json").exists()
     assert len(list(PLANS.glob("*.json"))) == leftovers.PLANS_KEPT + 1
+
+
+@pytest.mark.parametrize("error", [PermissionError, FileNotFoundError])
+def test_a_workflow_is_announced_whatever_others_left(plan, monkeypatch, error):
+    """Another user's file in a folder with the sticky bit, or one that goes just now."""
+    left = Path("cache", f"{workflows.PREFIX}{dead()}.json")
+    write_json(left, {"caches": [], "keys": []})
+
+    def unlink(path, missing_ok=False):
+        raise error
+
+    announcement = workflows.Announcement(plan)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        announcement.start()
+    assert left.exists() and len(workflows.running("cache")) == 1
+    announcement.end()
+    assert workflows.running("cache") == []
+
+
+def test_a_workflow_that_cannot_be_announced_says_so(plan, monkeypatch, capsys):
+    def full(*_):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(workflows, "write_json", full)
+    Path("cache").mkdir()
+    announcement = workflows.Announcement(plan)
+    announcement.start()
+    announcement.end()
+    said = capsys.readouterr().err
+    assert "can't see that this one runs" in said and "the disk is full" in said
+
+
+def test_only_a_workflow_s_record_is_taken_for_one(tmp_path):
+    records = [f".workflow-{dead()}.json", ".workflow-host-4026531836-1-1600000000.json"]
+    others = [".workflow-notes.json", f".workflow-{dead()}0.json", ".workflow-mine/photo.json"]
+    for name in [*records, *others]:
+        write_json(tmp_path / name, {} if name == others[1] else {"caches": [], "keys": []})
+    aged(tmp_path, 30 * 24 * HOUR)
+    assert sorted(path.name for path in workflows.ended(tmp_path)) == sorted(records)
+    assert workflows.running(tmp_path) == []
 
 
 @pytest.mark.parametrize(

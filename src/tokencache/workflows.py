@@ -10,20 +10,25 @@ file was not touched for a day, which it is every minute.
 from __future__ import annotations
 
 import os
+import re
 import socket
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .files import ABANDONED_SECONDS, read_json, write_json
+from .files import ABANDONED_SECONDS, matches, read_json, write_json
 from .plan import Plan
 from .processes import TAG, is_running, process_tag
 
 PREFIX = ".workflow-"
+# The tag of an earlier version has a host, a namespace and two numbers.
+RECORD = re.compile(rf"{re.escape(PREFIX)}({TAG.pattern}|.+-[0-9]+-[0-9]+-[0-9]+)\.json")
 BEAT_SECONDS = 60.0
 SILENT_SECONDS = 86400.0  # of one that can't be asked
 
@@ -64,11 +69,18 @@ class Announcement:
             "keys": plan.shared_keys(),
             "runs": [os.path.realpath(path) for path in plan.runs],
         }
-        with suppress(OSError, UserError):
-            for file in Path(plan.cache).glob(f"{PREFIX}*.json"):
-                if is_over(file):
-                    file.unlink(missing_ok=True)
+        for file in ended(plan.cache):
+            with suppress(OSError):  # it goes just now, or is another user's
+                file.unlink()
+        try:
             write_json(self._file, about)
+        except (OSError, UserError) as error:
+            if os.access(plan.cache, os.W_OK):  # who only reads there can't tell others anything
+                print(
+                    "tokencache: other workflows can't see that this one runs, and may delete "
+                    f"what it needs: {error}",
+                    file=sys.stderr,
+                )
         self._thread.start()
 
     def end(self) -> None:
@@ -92,7 +104,7 @@ def running(cache: str | Path) -> list[Running]:
     Raises UserError where one does not say what it works on.
     """
     found = []
-    for file in sorted(Path(cache).glob(f"{PREFIX}*.json")):
+    for file in _records(cache):
         try:
             if not is_over(file):
                 found.append(_running(file, read_json(file)))
@@ -104,6 +116,23 @@ def running(cache: str | Path) -> list[Running]:
                 "remove that file if the workflow has ended"
             ) from None
     return found
+
+
+def ended(cache: str | Path) -> Iterator[Path]:
+    """The records of workflows that have ended, or must have."""
+    for file in _records(cache):
+        with suppress(OSError, ValueError, TypeError):  # it goes just now, or is no record
+            if is_over(file) and {"caches", "keys"} <= set(read_json(file)):
+                yield file
+
+
+def _records(cache: str | Path) -> list[Path]:
+    """The files that are called as a workflow's record."""
+    return [
+        file
+        for file in matches(Path(cache), f"{PREFIX}*.json")
+        if RECORD.fullmatch(file.name) and file.is_file() and not file.is_symlink()
+    ]
 
 
 def _running(file: Path, about: dict[str, Any]) -> Running:

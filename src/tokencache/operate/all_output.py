@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..files import TEMPORARY, is_left, matches
 from ..inventory import PUT_AWAY, QUARANTINE, SHARED
 from ..plan import Plan
-from ..workflows import PREFIX, is_over, running
+from ..workflows import ended, running
 from .on_disk import Cache, caches
 from .removal import said, why_not_ours
 from .shared import Thing, cache_thing, folder_thing, keyed_folders, keys_of, token_shards
@@ -218,11 +218,8 @@ def check_nobody_works(cache: Path, results: Path) -> None:
 
 def _hidden(cache: Path) -> Iterator[Path]:
     """What dead processes left among the things that caches share."""
-    for path in matches(cache, ".*", "tokenizers/.*", "sources/.*", "tokens/*/*/.*"):
-        with suppress(OSError):  # gone meanwhile
-            told = path.name.startswith(PREFIX) and path.suffix == ".json" and is_over(path)
-            if told or is_left(path):
-                yield path
+    found = matches(cache, ".*", f"{QUARANTINE}/.*", "tokenizers/.*", "sources/.*", "tokens/*/*/.*")
+    yield from [*ended(cache), *filter(is_left, found)]
 
 
 def _joined(root: Path, paths: Collection[str]) -> list[str]:

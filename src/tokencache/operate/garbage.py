@@ -11,8 +11,9 @@ from pathlib import Path
 
 from .. import ours
 from ..files import ABANDONED_SECONDS, SUPERSEDED_SECONDS, is_left, is_still, matches
+from ..inventory import QUARANTINE
 from ..leftovers import is_spare
-from ..workflows import PREFIX, is_over
+from ..workflows import ended
 from .on_disk import Cache
 from .removal import why_not_ours
 from .shared import Thing, cache_thing, folder_thing, keyed_folders, keys_of, token_shards
@@ -108,10 +109,11 @@ def _shared(cache: Path) -> Iterator[Thing]:
 
 def leftovers(cache: Path) -> Iterator[Thing]:
     """What processes that are dead, or must be, left in a cache folder."""
-    for path in matches(cache, ".*", "tokenizers/.*", "sources/.*", "tokens/*/*/.*", "*/*/.*"):
+    found = matches(cache, ".*", f"{QUARANTINE}/.*", "tokenizers/.*", "sources/.*",
+                    "tokens/*/*/.*", "*/*/.*")  # fmt: skip
+    for path in [*ended(cache), *filter(_is_leftover, found)]:
         with suppress(OSError):  # gone meanwhile
-            if _is_leftover(path):
-                yield folder_thing("leftover", str(path), path, path.lstat().st_mtime)
+            yield folder_thing("leftover", str(path), path, path.lstat().st_mtime)
     for thing in token_shards(cache):
         if thing.kind == "leftover" and time.time() - thing.time > SUPERSEDED_SECONDS:
             yield thing
@@ -146,8 +148,6 @@ def unfinished(results: Path, wanted: Wanted) -> Iterator[Thing]:
 def _is_leftover(path: Path) -> bool:
     if path.suffix == ".tmp":
         return is_left(path)
-    if path.name.startswith(PREFIX):
-        return is_over(path)
     named = ours.BESIDE.fullmatch(path.name)
     if named is None:
         return False
