@@ -188,14 +188,16 @@ def _delete(chosen: list[Thing], cache: Path) -> tuple[list[Thing], list[str]]:
     """Delete what may still go: it takes a while to find out, and a workflow may have begun."""
     workflows = running(cache)
     named = {name for workflow in workflows for name in workflow.caches}
-    needed = {key for workflow in workflows for key in workflow.keys}
     runs = {run for workflow in workflows for run in workflow.runs}
-    there = {one.name: one for one in caches(cache)}
-    named |= {name for name, one in there.items() if one.pinned}
+    named |= {one.name for one in caches(cache) if one.pinned}
     doomed = [t for t in chosen if t.kind == "cache" and t.key not in named]
     gone, wrong = delete(doomed)
-    stays = {t.key for t in chosen if t.kind == "cache"} - {t.key for t in gone}
-    needed.update(key for name in stays & there.keys() for key in keys_of(there[name]))
+    try:
+        # Also of caches that somebody published meanwhile, or that could not be deleted.
+        needed = {key for one in caches(cache) for key in keys_of(one)}
+        needed.update(key for workflow in running(cache) for key in workflow.keys)
+    except UserError as error:
+        return gone, [*wrong, f"nothing but caches was deleted: {error}"]
     others = [t for t in chosen if t.kind != "cache" and t.key not in needed]
     more, failed = delete(t for t in others if _may_go(t, runs))
     return gone + more, wrong + failed
