@@ -22,6 +22,7 @@ from tokencache.cli import main
 from tokencache.config import load
 from tokencache.errors import UserError
 from tokencache.files import read_json, write_json
+from tokencache.operate import gc
 from tokencache.operate import list as list_verb
 from tokencache.operate.all_output import AllOutput, resolved
 from tokencache.plan import building_path, checkpoints_path
@@ -334,7 +335,7 @@ def test_all_output_deletes_what_the_configuration_made(copy, capsys):
         assert "to be deleted: 2 caches, " in said and "in all " in said
         assert "what other configurations made stays: 1 cache, " in said
         everything = AllOutput(config, None)
-        delete(everything.asked(("caches", "runs"), None))
+        delete(everything)
     assert [path for path in mine if not path.exists()] == []
     assert names(copy.folder) == ["two/qa/32"]
     # What the cache that stays needs.
@@ -342,14 +343,15 @@ def test_all_output_deletes_what_the_configuration_made(copy, capsys):
     [cache] = copy.folder.glob("cache/two/qa/32-*")
     (cache / "notes.txt").unlink()
     with chdir(copy.folder):
-        delete(AllOutput(config, None).asked(("caches", "runs"), None))
+        delete(AllOutput(config, None))
     assert not names(copy.folder) and copy.token_shards() == {mine[3].name}
     assert not list(copy.folder.glob("results/two"))
 
 
-def delete(paths):
-    for path in map(Path, paths):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+def delete(found):
+    """As Snakemake does, with what it asks."""
+    for path in found.asked(("caches", "runs"), None):
+        found.remove(path)
 
 
 def test_all_output_keeps_what_is_pinned_and_what_that_needs(copy, told):
@@ -357,7 +359,7 @@ def test_all_output_keeps_what_is_pinned_and_what_that_needs(copy, told):
     told("pin", str(view), folder=copy.folder)
     before = [row["input_ids"].tolist() for row in open_cache(view, "train")]
     with chdir(copy.folder):
-        delete(AllOutput(load(CONFIG), None).asked(("caches", "runs"), None))
+        delete(AllOutput(load(CONFIG), None))
     assert names(copy.folder) == ["one/qa/32"]
     assert [row["input_ids"].tolist() for row in open_cache(view, "train")] == before
 
@@ -376,6 +378,61 @@ def test_all_output_waits_for_others(copy):
             AllOutput(load(CONFIG), None)
         held.release()
         AllOutput(load(CONFIG), None)
+
+
+def test_all_output_that_is_stopped_leaves_nothing_half_deleted(copy, monkeypatch):
+    """After so many files that it has removed."""
+    whole = {path.parent: sorted(path.parent.iterdir())
+             for record in ("cache/*/qa/*/cache.json", "results/*/qa/*/run.json")
+             for path in copy.folder.glob(record)}  # fmt: skip
+    unlink, killed = os.unlink, 0
+
+    def stopped(path, *, dir_fd=None):
+        if next(budget, None) is None:
+            raise KeyboardInterrupt
+        return unlink(path, dir_fd=dir_fd)
+
+    for after in (0, 1, 2, 5, 10, 20):
+        budget = iter(range(after))
+        with chdir(copy.folder), monkeypatch.context() as patch:
+            found = AllOutput(load(CONFIG), None)
+            patch.setattr(os, "unlink", stopped)
+            patch.setattr(shutil, "rmtree", lambda path, **_: [
+                os.unlink(file) for file in Path(path).rglob("*") if file.is_file()
+            ])  # fmt: skip
+            try:
+                delete(found)
+            except KeyboardInterrupt:
+                killed += 1
+        for folder, files in whole.items():
+            assert not folder.exists() or sorted(folder.iterdir()) == files
+    assert killed > 3
+
+
+def test_all_output_leaves_what_came_while_it_looked(copy, told):
+    """A file of somebody's, a cache of a workflow that has ended, a pin, and a workflow."""
+    [view] = (path.parent for path in copy.folder.glob("cache/*/qa/*/view.json"))
+    before = [row["input_ids"].tolist() for row in open_cache(view, "train")]
+    aside = view.rename(copy.folder / "aside")
+    with chdir(copy.folder):
+        found = AllOutput(load(CONFIG), None)
+        listed = found.asked(("caches", "runs"), None)
+        assert "cache/two" in listed and "cache/tokens" in listed
+        announce(copy.folder)
+        with pytest.raises(UserError, match="somebody works with these folders"):
+            found.remove("cache/two")
+        assert "two/qa/32" in names(copy.folder)
+        [said] = copy.folder.glob("cache/.workflow-*")
+        said.unlink()
+        mine = Path("cache/two/qa/notes.txt")
+        mine.touch()
+        aside.rename(view)
+        [pinned] = copy.folder.glob("cache/one/qa/48-*")
+        told("pin", str(pinned), folder=copy.folder)
+        delete(found)
+        assert [path.name for path in Path("cache/two").rglob("*")] == ["qa", "notes.txt"]
+    assert names(copy.folder) == ["one/qa/32", "one/qa/48"]
+    assert [row["input_ids"].tolist() for row in open_cache(view, "train")] == before
 
 
 def test_nothing_goes_where_a_folder_is_closed(copy, told, monkeypatch):
@@ -470,6 +527,26 @@ def test_gc_goes_by_configurations_and_finished_runs(copy, told):
     told("gc", "--configfile", ones, "--delete", folder=copy.folder.parent)
     assert names(copy.folder) == ["one/qa/32", "one/qa/48", "two/qa/32"]
     assert len(copy.token_shards()) == 10 * 1
+
+
+def test_gc_keeps_what_a_cache_needs_that_was_published_meanwhile(copy, told, monkeypatch):
+    """By a workflow that has ended already."""
+    [view] = (path.parent for path in copy.folder.glob("cache/*/qa/*/view.json"))
+    before = [row["input_ids"].tolist() for row in open_cache(view, "train")]
+    aside = view.rename(copy.folder / "aside")
+    shutil.rmtree(copy.folder / "results")
+    write_rows(copy.folder / "data/a.jsonl", rows(3))
+    run = gc._delete
+
+    def publish(chosen, cache):
+        assert [thing for thing in chosen if thing.kind == "token shard"]
+        aside.rename(view)
+        return run(chosen, cache)
+
+    monkeypatch.setattr(gc, "_delete", publish)
+    told("gc", "--delete", folder=copy.folder)
+    assert names(copy.folder) == ["one/qa/32"]
+    assert [row["input_ids"].tolist() for row in open_cache(view, "train")] == before
 
 
 def test_gc_frees_up_to_a_size_the_least_recently_used_first(copy, told):

@@ -13,7 +13,7 @@ from pathlib import Path
 from .. import inventory, leftovers, ours
 from ..config import Config
 from ..errors import UserError
-from ..files import TEMPORARY, is_left, matches
+from ..files import TEMPORARY, is_left, matches, remove
 from ..inventory import PUT_AWAY, QUARANTINE, SHARED
 from ..plan import Plan
 from ..workflows import ended, running
@@ -85,6 +85,43 @@ class AllOutput:
             doomed = {str(path) for thing in things for path in thing.paths}
             found[group] = [path for root in roots for path in _joined(root, doomed)]
         return found
+
+    def remove(self, listed: str) -> None:
+        """Remove what goes of a file or folder that `paths` has: each thing whole or not at all,
+        and then only empty folders. Raises UserError where that is not possible, and where somebody
+        works with these folders by now."""
+        try:
+            for thing, path in self._things_in[listed]:
+                if thing.key not in self._wanted_by_now:
+                    remove(path)
+            _remove_empty(listed)
+        except OSError as error:
+            raise UserError(f"{listed} can't be deleted: {error}") from None
+
+    @cached_property
+    def _things_in(self) -> dict[str, list[tuple[Thing, Path]]]:
+        """What goes, by the path that `paths` has for it."""
+        found = {path: [] for paths in self.paths.values() for path in paths}
+        for thing in (thing for things in self._things.values() for thing in things):
+            for path in thing.paths:
+                for listed in found.keys() & {str(path), *map(str, path.parents)}:
+                    found[listed].append((thing, path))
+        return found
+
+    @cached_property
+    def _wanted_by_now(self) -> set[str]:
+        """The names and keys of what was pinned, and of what a new cache needs, since it was
+        looked for; looked for again once, right before the deletion."""
+        check_nobody_works(self._cache, self._results)
+        found = caches(self._cache) if self._cache.is_dir() else []
+        wanted = {one.name for one in found if one.pinned}
+        gone = {thing.key for things in self._things.values() for thing in things} - wanted
+        try:
+            inventory.check_open(self._cache)
+            return wanted | {key for one in found if one.name not in gone for key in keys_of(one)}
+        except UserError:
+            shared = self._things.get(SHARED_GROUP, ())
+            return wanted | {thing.key for thing in shared if thing.kind != "leftover"}
 
     def _say(self, groups: list[Group], model: str | None) -> None:
         if not groups and self._said:
@@ -220,6 +257,13 @@ def _hidden(cache: Path) -> Iterator[Path]:
     """What dead processes left among the things that caches share."""
     found = matches(cache, ".*", f"{QUARANTINE}/.*", "tokenizers/.*", "sources/.*", "tokens/*/*/.*")
     yield from [*ended(cache), *filter(is_left, found)]
+
+
+def _remove_empty(folder: str) -> None:
+    """Remove a folder, and those in it, as far as nothing else is in them."""
+    for above, _, _ in os.walk(folder, topdown=False):
+        with suppress(OSError):
+            os.rmdir(above)
 
 
 def _joined(root: Path, paths: Collection[str]) -> list[str]:
