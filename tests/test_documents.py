@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tokencache import documents, machine, sources, templates
 from tokencache.config import Dataset
+from tokencache.conversations import is_empty
 from tokencache.errors import UserError
 from tokencache.readers_nested import as_json
 
@@ -299,13 +300,37 @@ def test_a_row_whose_columns_hold_nothing_is_an_empty_document(made, tmp_path):
 @pytest.mark.parametrize(
     "messages",
     [[], None, "", "[]", talk("", ""), [{"role": "user"}], [{"from": "human", "value": ""}],
-     [{"role": "user", "content": None}, {"role": "assistant", "content": []}]],
+     [{"role": "user", "content": None}, {"role": "assistant", "content": []}],
+     [{"role": role, "content": [{"type": "text", "text": ""}]} for role in ("user", "assistant")],
+     [{"role": "user", "content": "", "id": "7", "name": "A"}, {"role": "user", "weight": 0}],
+     '[{"role": "user", "content": ""}, {"role": "assistant", "content": "", "id": "7"}]'],
 )  # fmt: skip
 def test_a_conversation_in_which_nobody_says_anything_is_an_empty_document(messages, tmp_path):
     rows = [{"messages": talk("a", "b"), "s": "S"}, {"messages": messages, "s": "Be brief."}, {}]
     for made in (chat(loss="assistant"), recipe({"messages": "messages", "system": "s"}, CHATML)):
         texts, spans, _ = render(made, write(tmp_path / "a.jsonl", rows))
         assert texts[0] and texts[1:] == ["", ""] and not any(spans[1:])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": "[]"}, {"content": [{"type": "image"}]}, {"content": [{"text": "a"}]},
+        {"content": "", "reasoning_content": "a"}, {"value": "a"}, {"text": "a"},
+    ],
+)  # fmt: skip
+def test_a_message_says_more_than_its_text(message):
+    """Also under a name of its own, which only its template knows."""
+    for messages in ([{"role": "user"} | message], json.dumps([{"role": "user"} | message])):
+        assert not is_empty({"messages": "m"}, {"m": messages})
+
+
+def test_messages_that_are_lists_in_lists_are_said(tmp_path):
+    nested = []
+    for _ in range(400):
+        nested = [nested]
+    piece = write(tmp_path / "a.jsonl", [{"messages": nested}])
+    fails(lambda: render(chat(), piece), "a.jsonl:1: message 1 is a list")
 
 
 def test_a_message_that_calls_a_tool_says_something(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from .errors import UserError
@@ -25,6 +26,11 @@ SHAREGPT_ROLES = {
 
 # Values of a message that say nothing.
 NOTHING = (None, "", [], {})
+# What a message says, in content and beside it.
+_CONTENT = ("content", "value")
+_SAID = (*_CONTENT, "reasoning_content", "thinking", "reasoning", "tool_calls", "function_call")
+# What tells about a message, and is not said in it.
+_ABOUT = {"role", "from", "name", "id", "tool_call_id", "weight"}
 
 # What one message is where a column has text instead of a list: the first is asked.
 _ROLES = ("user", "assistant")
@@ -62,18 +68,53 @@ def of_row(recipe: dict[str, Any], row: dict[str, Any]) -> tuple[Any, int]:
 
 def is_empty(recipe: dict[str, Any], row: dict[str, Any]) -> bool:
     """Whether a row's conversation has no message that says anything."""
-    names = [recipe[key] for key in ("instruction", "input", "output") if key in recipe]
-    given = recipe.get("messages", [])
-    names += [given] if isinstance(given, str) else given
-    return not any(_says_something(row.get(name)) for name in names)
+    if "instruction" in recipe:
+        names = [recipe[key] for key in ("instruction", "input", "output") if key in recipe]
+        return all(row.get(name) in NOTHING for name in names)
+    if isinstance(recipe["messages"], str):
+        return not _says_something(_unpacked(row.get(recipe["messages"])))
+    return not any(_says_something(row.get(name)) for name in recipe["messages"])
+
+
+def _unpacked(messages: Any) -> Any:
+    """Messages, where they may be JSON text; of a wrong one, the text: `conversation` tells."""
+    if isinstance(messages, str) and messages.startswith("["):
+        with suppress(UserError):
+            return _parsed(messages, "messages")
+    return messages
 
 
 def _says_something(value: Any) -> bool:
-    if isinstance(value, list):
-        return any(_says_something(message) for message in value)
-    if isinstance(value, dict):
-        return any(value[key] not in NOTHING for key in value.keys() - {"role", "from"})
-    return value not in (*NOTHING, "[]")
+    """Of a column: messages, one message, or text. What is none of them counts as something, for
+    `conversation` to refuse it."""
+    messages = value if isinstance(value, list) else [value]
+    return any(
+        _message_says(message) if isinstance(message, dict) else message not in NOTHING
+        for message in messages
+    )
+
+
+def _message_says(message: dict[str, Any]) -> bool:
+    """By what it says. Of one without content, every key counts that a template may show."""
+    has_content = any(message.get(name) is not None for name in _CONTENT)
+    names = _SAID if has_content else message.keys() - _ABOUT
+    return any(_content_says(message.get(name)) for name in names)
+
+
+def _content_says(content: Any) -> bool:
+    if isinstance(content, list):
+        return any(map(_part_says, content))
+    return content not in NOTHING
+
+
+def _part_says(part: Any) -> bool:
+    """All but those of empty text."""
+    if not isinstance(part, dict):
+        return part not in NOTHING
+    kind = part.get("type")
+    if kind is None:
+        return any(value not in NOTHING for value in part.values())
+    return kind != "text" or part.get("text") not in NOTHING
 
 
 def _instructed(recipe: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
