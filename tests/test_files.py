@@ -178,6 +178,16 @@ def test_what_was_left_on_another_machine_goes_when_nobody_wrote_for_long(tmp_pa
     assert not left["old"].exists() and not left["new"].exists(), "the target is there now"
 
 
+@pytest.mark.parametrize(("days", "left"), [(6, False), (8, True)])
+def test_an_empty_temporary_of_an_earlier_version_goes_by_its_age_alone(tmp_path, days, left):
+    """Nobody knows what it is of: its job may compute before its first byte."""
+    (tmp_path / "target").touch()
+    temporary = tmp_path / ".target.another-machine-1-1000-1600000000.abc.tmp"
+    temporary.mkdir()
+    os.utime(temporary, (time.time() - days * 86400,) * 2)
+    assert files.is_left(temporary) == left
+
+
 def test_a_process_that_stood_still_finds_made_what_it_was_making(tmp_path):
     final = tmp_path / "target"
 

@@ -71,6 +71,15 @@ def test_checkpoints_of_a_run_that_is_there_go_when_nobody_works_with_them(plan)
     assert Path(RUN, "run.json").exists()
 
 
+def test_of_what_has_nothing_beside_it_nothing_is_read(plan, monkeypatch):
+    """A run starts with a look at each of its targets."""
+    finished()
+    read = []
+    monkeypatch.setattr(leftovers, "why_not_beside", read.append)
+    leftovers.take(plan)
+    assert not read
+
+
 def test_somebodys_own_folder_that_is_called_as_checkpoints_stays(plan):
     left = checkpoints_path(RUN)
     left.mkdir(parents=True)
@@ -88,6 +97,7 @@ def test_temporaries_of_dead_processes_go_with_the_next_run(plan):
         "results/one/qa/.32-0123456789ab.{}.abc.tmp",
         f"cache/tokenizers/.{'1' * 32}.{{}}.abc.tmp",
         f"cache/tokens/{'1' * 32}/22/.{'2' * 32}.arrow.{{}}.abc.tmp",
+        f"images/.train-{'3' * 12}.sif.{{}}.abc.tmp",
     ]
     gone = [Path(name.format(dead())) for name in names]
     stays = [Path(name.format(process_tag())) for name in names]

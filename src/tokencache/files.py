@@ -248,7 +248,8 @@ def is_left(left: Path) -> bool:
     running = is_running(found["tag"]) if found else None
     if running is not None:
         return not running
-    superseded = (left.parent / target).exists()
+    # One of an earlier version that is empty does not say what it is of.
+    superseded = target != left.name and (left.parent / target).exists()
     return is_still(left, SUPERSEDED_SECONDS if superseded else ABANDONED_SECONDS)
 
 

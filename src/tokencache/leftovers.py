@@ -3,6 +3,7 @@ its own targets and in its own folder; `tokencache gc` takes the rest."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -22,6 +23,7 @@ from .files import (
     remove_dead,
     remove_if_dead,
 )
+from .images import FOLDER as IMAGES
 from .ours import why_not_beside
 from .plan import (
     PLANNING,
@@ -58,11 +60,16 @@ def take(plan: Plan) -> None:
 
 def _take_beside(target: Path, beside: Path) -> None:
     """What nobody needs when a target is there, unless somebody is about to remove it."""
-    if target.exists() and is_spare(beside):
+    if _is_there(beside) and target.exists() and is_spare(beside):
         _remove(beside)
         place = building_path(target)
-        if is_spare(place):
+        if _is_there(place) and is_spare(place):
             _remove(place)
+
+
+def _is_there(path: Path) -> bool:
+    """Asked first, for it costs next to nothing, and mostly there is nothing."""
+    return os.path.lexists(path)
 
 
 def is_spare(beside: Path) -> bool:
@@ -91,7 +98,8 @@ def of_folder(folder: Path) -> Iterator[Path]:
         with suppress(FileNotFoundError):  # another run removes it
             if PLAN_ID.fullmatch(old.stem) and time.time() - old.stat().st_mtime > PLAN_SECONDS:
                 yield old
-    yield from (left for left in matches(plans, ".*.tmp") if is_left(left))
+    temporaries = matches(plans, ".*.tmp") + matches(folder / IMAGES, ".*.tmp")
+    yield from (left for left in temporaries if is_left(left))
     found = matches(folder / WORK, "done/*", "progress/*")
     over = {path.name: _is_over(folder, path.name) for path in found if path.is_dir()}
     yield from (path for path in found if over.get(path.name))
