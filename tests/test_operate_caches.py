@@ -17,7 +17,7 @@ import yaml
 from operated import CONFIG, ONES, VIEW
 from workflow import rows, write_rows
 
-from tokencache import inventory, lease
+from tokencache import inventory, lease, ours
 from tokencache.cli import main
 from tokencache.config import load
 from tokencache.errors import UserError
@@ -286,6 +286,8 @@ def foreign(folder):
         f"cache/tokenizers/{'6' * 32}/tokenizer.json",
         f"cache/tokens/{'7' * 32}/88/{'8' * 32}.arrow",
         f"cache/tokens/{'7' * 32}/photo.jpg",
+        "cache/.workflow-notes/thesis.tex",
+        "cache/m/d/.workflow-mine/photo.jpg",
         f"cache/quarantine/20240115-101010-a1b2c3/{'9' * 32}.arrow",
         "results/gpt/lr3/20240115-a1b2c3d4e5f6/model.pt",
         "results/gpt/lr3/.20240115-a1b2c3d4e5f6.checkpoints/model.pt",
@@ -318,6 +320,26 @@ def test_only_what_our_records_name_is_deleted(copy, told):
     assert "it has no cache.json" in told("clear", "gpt", "--yes", folder=copy.folder, fails=True)
     told("clear", "two", "--yes", folder=copy.folder)
     assert not names(copy.folder)
+
+
+def test_of_what_lost_its_manifest_only_files_that_are_called_as_ours_go(copy):
+    [run] = copy.folder.glob("results/two/qa/32-*")
+    tokenizer = next(copy.folder.glob("cache/tokenizers/*"))
+    for folder, proof in ((run, ours.why_not_a_run), (tokenizer, ours.why_not_a_tokenizer)):
+        (folder / "manifest.json").unlink(missing_ok=True)
+        assert proof(folder) is None
+        (folder / "photo.jpg").touch()
+        assert proof(folder) == "it holds photo.jpg, which has no record"
+
+
+def test_token_shards_without_their_records_are_known_by_their_columns(copy, told):
+    for shard in copy.folder.glob("cache/tokens/*/*/*.arrow"):
+        shard.with_suffix(".json").unlink()
+    [strange] = list(copy.folder.glob("cache/tokens/*/*/*.arrow"))[:1]
+    strange.write_text("damaged")
+    said = told("clear", "--all", "--yes", folder=copy.folder)
+    assert "stays: 1 token shard not known to be made by tokencache\n" in said
+    assert copy.token_shards() == {strange.name}
 
 
 def test_all_output_deletes_what_the_configuration_made(copy, capsys):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,15 @@ A_PART = re.compile(r"[0-9]{3}-of-[0-9]{3}")
 # Who takes part in a lease, and who failed while holding it; also as an earlier version wrote it.
 HOLDER = re.compile(r"\.?.+-[0-9]+-[0-9]+-[0-9a-f]{8}(\.failed)?")
 
-SHARD_COLUMNS = ({"input_ids"}, {"input_ids", "loss_spans"})
+# The files of a run or tokenizer that has no manifest, as earlier versions wrote none.
+WITHOUT_MANIFEST = re.compile(
+    r"(run|facts|timing|provenance)\.json|(metrics|translations)\.jsonl|(loss|throughput)\.svg"
+    r"|(adapter/)?(model|adapter_model)(-[0-9]+-of-[0-9]+)?\.safetensors(\.index\.json)?"
+    r"|(adapter/)?(config|generation_config|adapter_config|tokenizer|tokenizer_config|vocab"
+    r"|special_tokens_map|added_tokens)\.json"
+    r"|(chat_template|additional_chat_templates/[^/]+)\.jinja|merges\.txt|vocab\.txt|[^/]+\.model"
+)
+
 SHARD_RECORD = {"key", "documents", "tokens"}
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
@@ -91,7 +99,7 @@ def _why_not_a_target(
 
 def why_not_a_tokenizer(folder: Path) -> str | None:
     return _why_not_keyed(folder, FACTS_FILE) or _stranger(
-        folder, {FACTS_FILE, MANIFEST, *listed} if (listed := _listed(folder)) is not None else None
+        folder, {FACTS_FILE, MANIFEST, *_listed(folder)}
     )
 
 
@@ -126,7 +134,8 @@ def _why_not_keyed(folder: Path, record: str) -> str | None:
 def why_not_a_shard(path: Path) -> str | None:
     """Of a token shard, or of its record that stands alone.
 
-    A shard of an earlier version has no record, but columns as only a token shard has them.
+    A shard whose record is lost, or of an earlier version, which wrote none, is known by its
+    columns.
     """
     try:
         about = read_json(beside(path))
@@ -142,12 +151,18 @@ def why_not_a_shard(path: Path) -> str | None:
 def _has_columns_of_a_shard(path: Path) -> bool:
     import pyarrow as pa  # takes long, and is rarely asked for
 
-    ids = (pa.large_list(pa.uint16()), pa.large_list(pa.int32()))
+    from .token_shards import ID_TYPES, ROW_HASH, schema_of
+
     try:
         with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as reader:
-            return set(reader.schema.names) in SHARD_COLUMNS and reader.schema[0].type in ids
+            found = reader.schema
     except (pa.ArrowException, OSError):
         return False
+    for schema in (schema_of(ids, masked) for ids in ID_TYPES for masked in (False, True)):
+        earlier = schema.remove(schema.get_field_index(ROW_HASH))
+        if found in (schema, earlier):
+            return True
+    return False
 
 
 def why_not_beside(path: Path) -> str | None:
@@ -199,24 +214,26 @@ def _all_are(folder: Path, names: Iterable[str], ours: Callable[[str], Any]) -> 
     return None
 
 
-def _listed(folder: Path) -> Iterable[str] | None:
-    """The files that a folder's manifest names; None where an earlier version wrote none."""
+def _listed(folder: Path) -> Iterable[str]:
+    """The files that a folder's manifest names, or, without one, that are called as ours are."""
     try:
         return read_json(folder / MANIFEST).keys()
     except FileNotFoundError:
-        return None
+        return filter(WITHOUT_MANIFEST.fullmatch, _files_below(folder))
 
 
-def _stranger(folder: Path, known: set[str] | None) -> str | None:
+def _stranger(folder: Path, known: set[str]) -> str | None:
     """Of a folder's files, the first that no record names."""
-    if known is None:
-        return None
+    for inside in _files_below(folder):
+        if inside not in known and not BY_USE.fullmatch(os.path.basename(inside)):
+            return f"it holds {inside}, which has no record"
+    return None
+
+
+def _files_below(folder: Path) -> Iterator[str]:
     for above, _, files in os.walk(folder):
         for name in sorted(files):
-            inside = os.path.relpath(os.path.join(above, name), folder)
-            if inside not in known and not BY_USE.fullmatch(name):
-                return f"it holds {inside}, which has no record"
-    return None
+            yield os.path.relpath(os.path.join(above, name), folder)
 
 
 def _entries(folder: Path) -> list[str]:

@@ -16,6 +16,17 @@ from .manifest import REPAIR, beside
 from .progress import Progress
 from .readers import as_numpy
 
+ROW_HASH = "row_hash"
+ID_TYPES = (np.dtype(np.uint16), np.dtype(np.int32))
+
+
+def schema_of(ids: np.dtype, masked: bool) -> pa.Schema:
+    """The columns of a token shard. masked: whether only spans of a document are trained on."""
+    columns = {"input_ids": pa.large_list(pa.from_numpy_dtype(ids)), ROW_HASH: pa.uint64()}
+    if masked:
+        columns["loss_spans"] = pa.large_list(pa.int32())
+    return pa.schema(columns)
+
 
 @dataclass(frozen=True)
 class Segment:

@@ -32,6 +32,7 @@ from .sources import Piece
 from .spans import Spans
 from .streams import Writer, ahead
 from .token_bytes import Runs
+from .token_shards import schema_of
 from .tokenizers import Facts, facts
 
 # A record batch ends with the document that brings its tokens, plus one for each
@@ -169,13 +170,7 @@ class _Shard:
 
     def make(self, batches: Iterator[documents.Batch]) -> None:
         """Publish the shard and what is said of it. Raises Differs where the engine does."""
-        columns = {
-            "input_ids": pa.large_list(pa.from_numpy_dtype(self.dtype)),
-            "row_hash": pa.uint64(),
-        }
-        if self.masked:
-            columns["loss_spans"] = pa.large_list(pa.int32())
-        schema = pa.schema(columns)
+        schema = schema_of(self.dtype, self.masked)
         count = tokens = 0
         with published(self.out, keyed=True) as temporary:
             with Writer(temporary, schema) as writer, closing(self._rows(batches)) as found:

@@ -99,14 +99,17 @@ def _free(cache: Path, doomed: list[Cache], shared: set[str]) -> tuple[list[Thin
     except UserError as error:
         return [], f"no token shard goes: {error}"
     there = [thing for thing in token_shards(cache) if thing.key in shared]
-    free = [thing for thing in there if thing.key not in needed and not why_not_ours(thing)]
+    free = [thing for thing in there if thing.key not in needed]
     mine = [thing for thing in free if thing.mine]
-    notes = []
-    if len(there) > len(free):
-        notes.append(f"{count(len(there) - len(free), 'token shard')} that other caches need")
-    if len(free) > len(mine):
-        notes.append(f"{count(len(free) - len(mine), 'token shard')} that other users made")
-    return mine, "; ".join(notes)
+    known = [thing for thing in mine if not why_not_ours(thing)]
+    notes = {
+        "that other caches need": len(there) - len(free),
+        "that other users made": len(free) - len(mine),
+        "not known to be made by tokencache": len(mine) - len(known),
+    }
+    return known, "; ".join(
+        f"{count(number, 'token shard')} {why}" for why, number in notes.items() if number
+    )
 
 
 def _show(doomed: list[Thing], stays: dict[str, str], shards: list[Thing], note: str) -> None:
