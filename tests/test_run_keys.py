@@ -61,6 +61,24 @@ def test_the_chat_template_counts_for_chats_alone(folder):
     assert said == ["its cache", "chat_template"]
 
 
+def test_the_template_for_tools_counts_for_rows_with_tools_alone(folder):
+    def give(tool_use):
+        file = folder / "tokenizer/tokenizer_config.json"
+        named = {"default": TEMPLATE, "tool_use": tool_use}
+        given = {"chat_template": [{"name": n, "template": text} for n, text in named.items()]}
+        file.write_text(json.dumps(json.loads(file.read_text()) | given))
+
+    without, tools = CHAT, {"files": "a.jsonl", "document": CHAT["document"] | {"tools": "prompt"}}
+    give(TEMPLATE + "1")
+    path, old = planned(without)[1], planned(tools)
+    finished(*old)
+    give(TEMPLATE + "2")
+    assert planned(without)[1] == path
+    assert planned(tools)[1] != old[1]
+    said = [change.said for change in why.of_run(*planned(tools)).changes]
+    assert said == ["its cache", "tool_template"]
+
+
 def test_other_bytes_of_the_same_weights_are_named(folder):
     finished(*planned())
     (folder / "weights/timing.json").write_text("{}")

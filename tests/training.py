@@ -123,6 +123,7 @@ def make_run(cache, tokenizer, weights=None, architecture=None, lora=None, **tra
         "rows_key": "c" * 32,
         "tokenizer": str(tokenizer),
         "chat": False,
+        "tools": False,
         "chat_template": None,
         "tool_template": None,
         "tokenizer_settings": {},

@@ -294,6 +294,7 @@ class _Resolver:
             "rows_key": cache["rows_key"],
             "tokenizer": cache["tokenizer"],
             "chat": document.is_chat,
+            "tools": document.tools is not None,
             **self._chat_templates(model, self.data_sets.dataset(cache["dataset"])),
             "tokenizer_settings": self.facts_of(model)["settings"],
             "weights": weights.model_dump() if weights else None,

@@ -52,7 +52,8 @@ def decisive(training: dict[str, Any], packed: bool) -> dict[str, Any]:
 
 def made_of(run: dict[str, Any], packed: bool) -> dict[str, Any]:
     """run.json's "made_of", of a run of the plan. All of it but the place of the weights decides
-    what comes out. The chat templates do so in the rows of chats alone."""
+    what comes out. The chat templates do so in the rows of chats alone, and the one for tools where
+    rows may have some."""
     return {
         "version": RUN_VERSION,
         "cache": run["rows_key"],
@@ -61,7 +62,7 @@ def made_of(run: dict[str, Any], packed: bool) -> dict[str, Any]:
         "lora": run["lora"],
         "architecture": run["architecture"],
         "chat_template": run["chat_template"] if run["chat"] else None,
-        "tool_template": run["tool_template"] if run["chat"] else None,
+        "tool_template": run["tool_template"] if run["tools"] else None,
         "training": decisive(run["training"], packed),
     }
 

@@ -180,7 +180,7 @@ def _run_changes(old: dict[str, Any], new: dict[str, Any], packed: bool) -> list
     for name in ("lora", "architecture"):
         if before.get(name) != after[name]:
             found.append(Change(name, name, before.get(name), after[name]))
-    last = [name for name in ("chat_template", "version") if name in before]
+    last = [name for name in ("chat_template", "tool_template", "version") if name in before]
     return found + _differences({n: before[n] for n in last}, {n: after[n] for n in last}, "")
 
 

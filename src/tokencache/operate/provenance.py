@@ -93,7 +93,8 @@ class Provenance:
         """A run that is finished, wherever its folder is now."""
         about = read_json(folder / RUN_FILE)
         node = Node("run", str(folder), {n: about[n] for n in ("key", "model", "dataset")})
-        told = ("cache", "weights", "weights_files", "chat_template")  # below, or too long
+        # Told below, or too long.
+        told = ("cache", "weights", "weights_files", "chat_template", "tool_template")
         made_with = {n: v for n, v in about["made_of"].items() if n not in told}
         node.facts |= {"max_length": about["max_length"], "made_with": made_with}
         node.facts["versions"] = about["versions"]
