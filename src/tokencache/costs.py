@@ -71,8 +71,8 @@ class Measured:
         self.packing = Rate()
         self.caches: dict[Path, dict[str, Any]] = {}
         for folder in inventory.cache_folders(cache):
-            with suppress(OSError, ValueError, KeyError):
-                about = inventory.brief(folder)
+            with suppress(OSError, ValueError):
+                about = inventory.brief(folder, inventory.NEEDED)
                 self.caches[folder] = about
                 if logs := list(_logs_of_packing(folder)):
                     self.packing += Rate(_tokens(about), sum(map(seconds_in, logs)), len(logs))
@@ -193,7 +193,7 @@ def _cache_bytes(measured: Measured, entry: dict[str, Any], tokens: float | None
     alike = {
         folder: (sum(file["bytes"] for file in about["files"].values()), _tokens(about))
         for folder, about in measured.caches.items()
-        if (about["settings"].get("format", "dataset"), about["settings"]["packing"]) == wanted
+        if (about["settings"].get("format", "dataset"), about["settings"].get("packing")) == wanted
     }
     name = entry["model"], entry["dataset"]
     mine = [sizes for folder, sizes in alike.items() if folder.parts[-3:-1] == name]

@@ -30,20 +30,52 @@ FACTS_FILE, FETCHED_FILE, KEY_FILE = "facts.json", "fetched.json", ".tokencache.
 PART_FILE, QUARANTINE_FILE = "files.json", "quarantine.json"
 BEFORE_SOURCES, AFTER_SOURCES = b'\n "sources": ', b'\n "splits": '
 
+# What cache.json holds without its sources: a type, or of a mapping the values by key. Earlier
+# versions wrote fewer of the keys; those of a present cache are all NEEDED.
+ANY = "*"
+SHAPE = {
+    "key": str,
+    "rows_key": str,
+    "model": str,
+    "dataset": str,
+    "documents": {ANY: {"documents": int}},
+    "splits": {ANY: {"rows": int, "tokens": int}},
+    "files": {ANY: {"bytes": int}},
+    "settings": {"max_length": int},
+    "tokenizer": {"key": str},
+    "recipe": {},
+    "versions": {"tokencache": str},
+}
+NEEDED = frozenset({"key", "documents", "splits", "files", "settings", "tokenizer", "versions"})
+
 # Of one name, these many are read: what a cache was made of can be megabytes.
 NEWEST = 10
 
 
-def brief(cache: str | Path) -> dict[str, Any]:
+def brief(cache: str | Path, needed: frozenset[str] = frozenset()) -> dict[str, Any]:
     """cache.json without `sources`, which lists each shard and can be megabytes.
 
-    Raises OSError and ValueError where the file can't be read.
+    Raises OSError and ValueError where the file can't be read, holds what no cache.json does,
+    or lacks a key that is `needed`.
     """
     about = json.loads(_parted(cache)[0])
-    if not isinstance(about, dict):
-        raise ValueError(f"{cache}: no keys are in its {CACHE_FILE}")
+    if not isinstance(about, dict) or not about.keys() >= needed:
+        raise ValueError(f"{cache}: keys are missing in its {CACHE_FILE}")
+    for key in SHAPE.keys() & about.keys():
+        if not _has_shape(about[key], SHAPE[key]):
+            raise ValueError(f"{cache}: {key} is damaged in its {CACHE_FILE}")
     about.pop("sources", None)
     return about
+
+
+def _has_shape(value: Any, shape: type | dict[str, Any]) -> bool:
+    if isinstance(shape, type):
+        return isinstance(value, shape)
+    if not isinstance(value, dict):
+        return False
+    if ANY in shape:
+        return all(_has_shape(inside, shape[ANY]) for inside in value.values())
+    return all(key in value and _has_shape(value[key], shape[key]) for key in shape)
 
 
 def sources_text(cache: str | Path) -> bytes:

@@ -98,9 +98,13 @@ def _why_not_a_target(
 
 
 def why_not_a_tokenizer(folder: Path) -> str | None:
-    return _why_not_keyed(folder, FACTS_FILE) or _stranger(
-        folder, {FACTS_FILE, MANIFEST, *_listed(folder)}
-    )
+    if why := _why_not_keyed(folder, FACTS_FILE):
+        return why
+    try:
+        listed = set(_listed(folder))
+    except UNREADABLE:
+        return f"its {MANIFEST} can't be read"
+    return _stranger(folder, {FACTS_FILE, MANIFEST, *listed})
 
 
 def why_not_fetched(folder: Path) -> str | None:

@@ -13,8 +13,6 @@ from .. import inventory, marks
 from ..errors import UserError
 from ..files import read_json, size_of
 
-NEEDED = {"key", "documents", "splits", "files", "settings", "tokenizer", "versions"}
-
 
 @dataclass(frozen=True)
 class Cache:
@@ -77,9 +75,7 @@ def _cache(folder: Path) -> Cache | None:
     """None for one that is deleted meanwhile."""
     about: dict[str, Any] = {}
     with suppress(OSError, ValueError):
-        about = inventory.brief(folder)
-    if not about.keys() >= NEEDED:
-        about = {}
+        about = inventory.brief(folder, inventory.NEEDED)
     try:
         if about:
             file = (folder / inventory.CACHE_FILE).stat()
@@ -159,5 +155,5 @@ def _rows_key(cache: Cache) -> str:
         told = "rows_key" in cache.about
         about = cache.about if told else read_json(cache.folder / inventory.CACHE_FILE)
         return inventory.rows_key(about)
-    except (OSError, ValueError, KeyError):  # gone, or damaged meanwhile
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # gone, or damaged
         return ""

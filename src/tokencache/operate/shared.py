@@ -50,7 +50,7 @@ def needs_of(cache: Cache) -> Needs | None:
 
     Without one it is gone, or was never a cache.
     """
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         if cache.about:
             return _needs(inventory.sources_text(cache.folder))
     try:
@@ -73,9 +73,10 @@ def _needs(text: bytes) -> Needs:
             if above.parent.name == "sources" and inventory.KEY.fullmatch(above.name):
                 sources.add(above.name)
             for shard in file["shards"]:
-                for side in ("tokens", "target_tokens"):
-                    if side in shard:
-                        tokens[shard[side]] = shard["bytes"] or 0
+                size = shard["bytes"] or 0
+                for key in (shard["tokens"], shard.get("target_tokens")):
+                    if key is not None:
+                        tokens[str(key)] = int(size)
     return Needs(tokens, frozenset(sources))
 
 
