@@ -21,8 +21,9 @@ from training import (
     trained,
 )
 from transformers import AutoModelForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tokencache import models, router
+from tokencache import attention, models, router
 from tokencache.collate import COUNTS, Collator
 from tokencache.errors import UserError
 from tokencache.models import Vocabulary
@@ -127,6 +128,25 @@ def test_the_router_loss_is_the_model_s_own(cache, tokenizer, tmp_path):
     assert first["perplexity"] is None
 
 
+def half_alone(module, query, *more, **named):
+    """An attention as flash-attn's, for which transformers casts as autocast says."""
+    if query.dtype == torch.float32 and not torch.is_autocast_enabled(query.device.type):
+        raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+    return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, *more, **named)
+
+
+def test_a_router_loss_with_an_attention_for_half_precision_alone(
+    cache, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "half_alone", half_alone)
+    monkeypatch.setattr(attention, "IN_HALF", ("half_alone",))
+    monkeypatch.setattr(
+        attention, "choose", lambda model, *_: [model.set_attn_implementation("half_alone")]
+    )
+    run = make_run(cache, tokenizer, architecture=EXPERTS, precision="bfloat16", max_steps=1)
+    assert json.loads((trained(run, tmp_path) / "run.json").read_text())["steps"] == 1
+
+
 def test_a_router_loss_of_another_kind_is_refused(cache, tokenizer, tmp_path, monkeypatch):
     run = make_run(cache, tokenizer, architecture=EXPERTS, max_steps=1)
     model = models.load(run, models.vocabulary(tokenizer))
@@ -134,6 +154,9 @@ def test_a_router_loss_of_another_kind_is_refused(cache, tokenizer, tmp_path, mo
     assert (found.coefficient, found.top_k) == (0.5, 2)
     with pytest.raises(UserError, match="output_router_logits: false"):
         router.find(model, run | {"pairs": True})
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="can't be checked"):
+        patch.setattr(model, "forward", lambda **_: torch.zeros(1) @ torch.zeros(2))
+        router.find(model, run)
     # A loss with something more in it.
     monkeypatch.setattr(router, "COEFFICIENTS", ("num_experts",))
     message = refused(run, tmp_path)

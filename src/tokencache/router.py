@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from . import collectives, losses
 from .attention import base
 from .errors import UserError
+from .models import short
 
 SWITCH = "output_router_logits"  # of transformers' configurations
 COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
@@ -89,7 +90,8 @@ def is_wanted(model: PreTrainedModel) -> bool:
 def find(model: PreTrainedModel, run: dict[str, Any]) -> Router | None:
     """The router loss that a model adds to its own; None where it adds none.
 
-    Compared with the model's own on made-up rows. Raises UserError where it is another one.
+    Compared with the model's own on made-up rows, with the attention that it has. Raises UserError
+    where it is another one.
     """
     if not is_wanted(model):
         return None
@@ -108,6 +110,11 @@ def find(model: PreTrainedModel, run: dict[str, Any]) -> Router | None:
     try:
         with torch.no_grad():
             found = model(**given, attention_mask=torch.ones_like(given["input_ids"]))
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise UserError(
+            f"models.{run['model']}: the router loss of this model can't be checked "
+            f"({short(error)}); set {SWITCH}: false"
+        ) from None
     finally:
         model.train()
     own = getattr(found, "aux_loss", None)

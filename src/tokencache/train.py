@@ -100,9 +100,11 @@ def _train(run: dict[str, Any], out: Path, checkpoints: Path, turn: saved.Turn) 
         collator = Collator(vocab.pad, run["max_length"], one.packed)
     kind = sharded.ShardedTrainer if sharded.wanted(run) else CacheTrainer
     trainer = kind(run, model, arguments, splits, collator, batches, chosen.peak)
+    # In float32, which an attention that is chosen may not take.
+    routed = router.find(model, run)
     attends = attention.choose(model, run, collator, one.packed, chosen.precision)
     causality.check(model, run, collator, chosen.precision)
-    trainer.balance(router.find(model, run))
+    trainer.balance(routed)
     _say_start(run, trainer, schedule, chosen, attends)
     newest = saved.newest(checkpoints, run["key"]) if ranks.first() else None
     # A signal that comes after the last step changes nothing.
