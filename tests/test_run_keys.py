@@ -100,6 +100,14 @@ def test_the_name_of_a_folder_is_no_part_of_it(folder):
     assert planned(weights="moved", trust_remote_code=True)[1] != path
 
 
+def test_code_of_a_hub_may_make_other_weights(folder):
+    weights = {"weights": f"some/model@{'1' * 40}"}
+    finished(*planned(**weights))
+    plan, path = planned(**weights, trust_remote_code=True)
+    assert str(why.of_run(plan, path)) == "stale: trust_remote_code"
+    assert plan.fetches.keys() == planned(**weights)[0].fetches.keys()
+
+
 def test_a_run_of_an_earlier_version(folder):
     plan, path = planned()
     finished(plan, path)

@@ -54,7 +54,7 @@ def made_of(run: dict[str, Any], packed: bool) -> dict[str, Any]:
     """run.json's "made_of", of a run of the plan. All of it but the place of the weights decides
     what comes out. The chat templates do so in the rows of chats alone, and the one for tools where
     rows may have some."""
-    return {
+    found = {
         "version": RUN_VERSION,
         "cache": run["rows_key"],
         "weights": run["weights"],
@@ -65,6 +65,10 @@ def made_of(run: dict[str, Any], packed: bool) -> dict[str, Any]:
         "tool_template": run["tool_template"] if run["tools"] else None,
         "training": decisive(run["training"], packed),
     }
+    # The same commit of a hub may have code of its own for them; a folder's is among its files.
+    if run["trust_remote_code"] and run["weights"] and run["weights"]["hub"]:
+        found["trust_remote_code"] = True
+    return found
 
 
 def key(run: dict[str, Any], packed: bool) -> str:

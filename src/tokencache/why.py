@@ -177,9 +177,9 @@ def _run_changes(old: dict[str, Any], new: dict[str, Any], packed: bool) -> list
         found.append(Change("cache", "its cache", before["cache"], after["cache"]))
     found += _differences(before["training"], after["training"], "")
     found += _weights_changes(before, after)
-    for name in ("lora", "architecture"):
-        if before.get(name) != after[name]:
-            found.append(Change(name, name, before.get(name), after[name]))
+    for name in ("lora", "architecture", "trust_remote_code"):
+        if before.get(name) != after.get(name):
+            found.append(Change(name, name, before.get(name), after.get(name)))
     last = [name for name in ("chat_template", "tool_template", "version") if name in before]
     return found + _differences({n: before[n] for n in last}, {n: after[n] for n in last}, "")
 
