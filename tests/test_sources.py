@@ -300,6 +300,54 @@ def test_inside_of_what_the_workflow_writes_a_pattern_means_what_it_says(tmp_pat
     fails(lambda: sources.find(["results"], "files", own=["results"]), said)
 
 
+@pytest.mark.parametrize("pattern", ["data", "data/**/*.json", "data/*/*/*/*/*.json*", "data/*"])
+def test_what_other_configurations_made_is_left_out(tmp_path, monkeypatch, pattern):
+    """By its record: a folder of the user's may be called so."""
+    monkeypatch.chdir(tmp_path)
+    target, key = "64-0123456789ab", "0" * 32
+    for name in ("cache.json", "train/state.json", "train/a.json"):
+        write(tmp_path / f"data/old/m/d/{target}" / name, "{}")
+    for name in ("run.json", "metrics.jsonl"):
+        write(tmp_path / f"data/runs/m/d/{target}" / name, "{}")
+    for name in (f"tokenizers/{key}/facts.json", f"tokens/{key}/aa/{key}.json"):
+        write(tmp_path / "data/old" / name, "{}")
+    write(tmp_path / f"data/mine/m/d/{target}/b.json", "{}")
+    write(tmp_path / f"data/x/y/z/{key}/c.json", "{}")
+    [found] = sources.find([pattern], "files", own=["cache"])
+    assert [s.path for s in found] == [
+        f"data/mine/m/d/{target}/b.json",
+        f"data/x/y/z/{key}/c.json",
+    ]
+    [inside] = sources.find([f"data/runs/m/d/{target}/*.jsonl"], "files", own=["cache"])
+    assert [os.path.basename(s.path) for s in inside] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("pattern", ["*.jsonl", "*/x.jsonl"])
+def test_what_matches_in_our_own_folders_alone_is_said(tmp_path, monkeypatch, pattern):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "logs/x.jsonl", "{}")
+    write(tmp_path / "x.jsonl", "{}")
+    own = "." if pattern == "*.jsonl" else "logs"
+    said = f"nothing matches {pattern!r} outside of {own}, which this workflow writes to"
+    fails(lambda: sources.find([pattern], "files", own=[own, "results"]), said)
+
+
+def test_looking_for_files_asks_the_disk_a_few_times_for_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(100):
+        write(tmp_path / f"data/{number}/a.jsonl", "{}")
+    asked = []
+    real = os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda path, **how: asked.append(path) or real(path))
+    own = ["cache", "results", "logs", ".tokencache", ".snakemake"]
+    files = [f"data/{number}/a.jsonl" for number in range(100)]
+    assert len(sources.find(files, "files", own=own)) == 100
+    assert len(asked) == len(own)
+    asked.clear()
+    assert len(sources.find(["data"], "files", own=own)[0]) == 100
+    assert len(asked) < 250
+
+
 def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
     path = write(tmp_path / "a.jsonl", "{}")
     monkeypatch.setattr(os, "access", lambda *_: False)

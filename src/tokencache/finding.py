@@ -6,9 +6,11 @@ import fnmatch
 import glob
 import os
 from collections.abc import Collection
+from functools import cached_property
 
-from .errors import UserError
+from .errors import UserError, listed
 from .files import check_name, read_json
+from .inventory import CACHE_FILE, KEY, RUN_FILE, SHARED, TARGET
 from .readers import Source
 
 SUFFIXES = {
@@ -44,15 +46,17 @@ def find(
 
     A glob or a folder means all data files, those in its folders too, sorted by path,
     without hidden files. Of a DatasetDict that `datasets` saved, it means those of `split`,
-    and of `own`, folders that this workflow writes to, none. A pattern that begins inside
-    of these means what it says. Raises UserError that names the config key (`key`.number)
-    where that is nothing, or nothing that can be read.
+    and of `own`, folders that this workflow writes to, none; of caches and runs of other
+    configurations none either. A pattern that begins inside of these means what it says.
+    Raises UserError that names the config key (`key`.number) where that is nothing, or
+    nothing that can be read.
     """
     found = []
+    resolved = {os.path.realpath(folder): folder for folder in own}
     for number, pattern in enumerate(patterns):
         where = f"{key}.{number}"
         pattern = os.path.expanduser(pattern)
-        paths = _Finder(pattern, where, format, split, own).paths()
+        paths = _Finder(pattern, where, format, split, resolved).paths()
         found.append([_source(path, where, format, sample_by) for path in paths])
     return found
 
@@ -76,16 +80,26 @@ def check_once(found: dict[str, list[list[Source]]]) -> None:
 
 
 class _Finder:
-    """Finds the files that one pattern means; see `find`."""
+    """Finds the files that one pattern means; see `find`. own: as they are called, by their real
+    paths."""
 
     def __init__(
-        self, pattern: str, where: str, format: str, split: str, own: Collection[str]
+        self, pattern: str, where: str, format: str, split: str, own: dict[str, str]
     ) -> None:
         self._pattern, self._where, self._format, self._split = pattern, where, format, split
-        self._root = os.path.normpath(_root(pattern))
-        root = os.path.realpath(self._root)
-        self._own = {path for path in map(os.path.realpath, own) if not _is_below(root, path)}
+        self._all_own = own
         self._left_out: dict[str, bool] = {}
+        self._splits_in: dict[str, list[str]] = {}
+        self._made: set[str] = set()  # the folders of the workflow's that were left out
+
+    @cached_property
+    def _root(self) -> str:
+        return os.path.normpath(_root(self._pattern))
+
+    @cached_property
+    def _own(self) -> dict[str, str]:
+        root = os.path.realpath(self._root)
+        return {real: own for real, own in self._all_own.items() if not _is_below(root, real)}
 
     def paths(self) -> list[str]:
         pattern = self._pattern
@@ -98,7 +112,8 @@ class _Finder:
                 )
             if not paths:
                 raise UserError(
-                    f"{self._where}: the folder {pattern!r} has no data files ({_known()}); for "
+                    f"{self._where}: the folder {pattern!r} has no data files{self._besides()} "
+                    f"({_known()}); for "
                     "files of other names set format:"
                 )
             return paths
@@ -115,8 +130,15 @@ class _Finder:
             elif _is_data(path) and not self._is_left_out(os.path.dirname(path)):
                 paths.append(path)
         if not paths:
-            raise UserError(f"{self._where}: nothing matches {pattern!r}; correct the pattern")
+            raise UserError(
+                f"{self._where}: nothing matches {pattern!r}{self._besides()}; correct the pattern"
+            )
         return sorted({os.path.normpath(path) for path in paths})
+
+    def _besides(self) -> str:
+        if not self._made:
+            return ""
+        return f" outside of {listed(sorted(self._made))}, which this workflow writes to"
 
     def _in_folder(self, folder: str) -> list[str]:
         """All its data files; where the format is given, files of any suffix."""
@@ -144,16 +166,36 @@ class _Finder:
         """Whether a folder lies in one of our own, or in another split of a saved data set."""
         folder = os.path.normpath(folder)
         if folder not in self._left_out:
-            above, name = os.path.split(folder)
-            real = os.path.realpath(folder)
-            own = any(is_in(real, path) for path in self._own)
-            below = folder != self._root and folder not in ("", ".", os.sep)
-            self._left_out[folder] = own or (below and self._is_other(above or ".", name))
+            self._left_out[folder] = self._is_own(folder) or (
+                folder not in (self._root, "", ".", os.sep) and self._is_other(folder)
+            )
         return self._left_out[folder]
 
-    def _is_other(self, above: str, name: str) -> bool:
-        other = name != self._split and name in _splits(above)
+    def _is_own(self, folder: str) -> bool:
+        real = os.path.realpath(folder)
+        own = next((o for o in self._own if real == o or _is_below(real, o)), None)
+        if own is not None:
+            self._made.add(self._own[own])
+        return own is not None
+
+    def _is_other(self, folder: str) -> bool:
+        above, name = os.path.split(folder)
+        above = above or "."
+        if _is_made(folder):
+            self._made.add(folder)
+            return True
+        if above not in self._splits_in:
+            self._splits_in[above] = _splits(above)
+        other = name != self._split and name in self._splits_in[above]
         return other or self._is_left_out(above)
+
+
+def _is_made(folder: str) -> bool:
+    """Whether a folder below a pattern's is what a workflow made, of whatever configuration."""
+    above, name = os.path.split(folder)
+    if TARGET.fullmatch(name):
+        return any(os.path.exists(os.path.join(folder, one)) for one in (CACHE_FILE, RUN_FILE))
+    return KEY.fullmatch(name) is not None and os.path.basename(above) in SHARED
 
 
 def _splits(folder: str) -> list[str]:
@@ -181,7 +223,8 @@ def is_in(path: str, folder: str) -> bool:
 
 
 def _is_below(path: str, folder: str) -> bool:
-    return path != folder and os.path.commonpath([path, folder]) == folder
+    """Of paths that are real already."""
+    return path != folder and path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def _is_data(path: str) -> bool:
