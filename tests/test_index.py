@@ -3,7 +3,7 @@
 import os
 import random
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 
@@ -118,3 +118,39 @@ def test_a_database_that_is_locked_is_done_without(data, monkeypatch, capsys):
         database.execute("BEGIN EXCLUSIVE")
         assert parsed(data) == first
     assert "damaged" not in capsys.readouterr().err and not list(data.glob("*.damaged"))
+
+
+def test_a_machine_that_is_short_of_memory_puts_no_index_aside(data, monkeypatch, capsys):
+    first = parsed(data)
+
+    def short(*_, **__):
+        error = sqlite3.OperationalError("out of memory")
+        error.sqlite_errorcode = sqlite3.SQLITE_NOMEM
+        raise error
+
+    monkeypatch.setattr(sqlite3, "connect", short)
+    assert parsed(data) == first
+    monkeypatch.undo()
+    assert not list(data.glob("*.damaged")) and "damaged" not in capsys.readouterr().err
+
+
+def test_what_another_process_began_anew_is_not_put_aside(data, monkeypatch, capsys):
+    """It does so while this one still opens the damaged database."""
+    first = parsed(data)
+    database, healthy = data / "index.sqlite", (data / "index.sqlite").read_bytes()
+    database.write_bytes(b"damaged" * 999)
+    connect = sqlite3.connect
+
+    def late(path, **how):
+        connection = connect(path, **how)
+        with suppress(sqlite3.DatabaseError):  # now it has the damaged one open
+            connection.execute("SELECT 1 FROM entries")
+        if not (data / "new").exists():
+            (data / "new").write_bytes(healthy)
+            os.link(data / "new", data / "newer")
+            os.replace(data / "newer", path)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", late)
+    assert parsed(data) == first
+    assert (data / "new").samefile(database) and not list(data.glob("*.damaged"))

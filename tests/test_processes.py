@@ -73,6 +73,26 @@ def test_of_another_place_nothing_is_known(child, monkeypatch, tmp_path, what):
     assert is_running(tag) is None
 
 
+IN_A_NUMBERING_OF_ITS_OWN = """
+import os, subprocess, sys
+from tokencache.processes import is_running, process_tag
+assert os.getpid() < 10
+print(is_running(process_tag()))
+other = subprocess.run([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE, text=True)
+print(is_running(process_tag().replace(f"-{os.getpid()}-", "-2-")), len(other.stdout.split("-")))
+"""
+
+
+def test_without_a_proc_of_its_own_a_process_knows_itself_alone():
+    unshare = ["unshare", "--pid", "--fork"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("unshare is not allowed here")
+    tag = "from tokencache.processes import process_tag; print(process_tag())"
+    words = [*unshare, sys.executable, "-c", IN_A_NUMBERING_OF_ITS_OWN, tag]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "None", "3"], done.stderr
+
+
 def test_of_a_tag_of_an_earlier_version_nothing_is_concluded():
     assert is_running(f"{socket.gethostname()}-4026531836-{2**22 + 1}-1600000000") is None
     assert is_running("elsewhere") is None

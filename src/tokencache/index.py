@@ -19,10 +19,12 @@ from .files import key_of
 # A file changed in the last moments may change again within one tick of its times.
 SETTLED_SECONDS = 2.0
 
-# What says nothing about the database itself: it is in use, or its disk can't be used now.
+# What says nothing about the database itself: it is in use, or its disk or the memory can't be
+# used now.
 PASSING = {
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_FULL, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_NOMEM,
 }  # fmt: skip
 
 Result = TypeVar("Result")
@@ -134,13 +136,14 @@ class _Database:
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
+            # Before it is opened: what is begun meanwhile is not what is found damaged.
+            self._inode = _inode(self._path)
             self._connection = sqlite3.connect(self._path, timeout=30)
             self._connection.text_factory = bytes  # a damaged text need not be UTF-8
             self._connection.execute(
                 "CREATE TABLE IF NOT EXISTS entries "
                 "(id TEXT PRIMARY KEY, value TEXT, checksum BLOB) WITHOUT ROWID"
             )
-            self._inode = _inode(self._path)
         return self._connection
 
     def _is_damaged(self, error: Exception) -> bool:
@@ -151,9 +154,8 @@ class _Database:
 
     def _put_aside(self) -> bool:
         """Whether there is room for a new database: this one was put aside, by us or others."""
-        opened = self._connection is not None and self._inode
         self.close()
-        if opened and self._inode != _inode(self._path):  # another process began a new one
+        if self._inode != _inode(self._path):  # another process began a new one
             return True
         aside = self._path.with_name(f"{self._path.name}.damaged")
         try:

@@ -27,7 +27,7 @@ DEAD = "ZX"  # ended, and nobody has asked for its status yet
 
 def process_tag() -> str:
     """This process, told from every other one that may write to the same disk."""
-    return f"{_place()}-{os.getpid()}-{_look(os.getpid())[1]}"
+    return f"{_place()}-{os.getpid()}-{_look(os.getpid(), 'self')[1]}"
 
 
 def is_running(tag: str) -> bool | None:
@@ -40,11 +40,24 @@ def is_running(tag: str) -> bool | None:
     if not found or found["place"] != _place():
         return None
     pid = int(found["pid"])
+    if tag == process_tag():
+        return True
+    if not _is_numbered_as_we_are():
+        return None
     try:
         state, ticks = _look(pid)
     except ProcessLookupError:
         return None if _is_hidden(pid) else False
     return ticks == int(found["ticks"]) and state not in DEAD
+
+
+def _is_numbered_as_we_are() -> bool:
+    """Whether /proc is of this process's own numbering: without one of its own, a container sees
+    that of the machine, where the same numbers are other processes."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:  # macOS
+        return True
 
 
 def _place() -> str:
@@ -53,11 +66,16 @@ def _place() -> str:
     return blake3(f"{socket.gethostname()}\n{boot}\n{numbering}".encode()).hexdigest()[:16]
 
 
-def _look(pid: int) -> tuple[str, int]:
-    """The state of a process, and when it started. Raises ProcessLookupError."""
+def _look(pid: int, name: str | None = None) -> tuple[str, int]:
+    """The state of a process, and when it started. Raises ProcessLookupError.
+
+    name: what /proc calls it. This process is `self` there, whatever numbers /proc goes by.
+    """
     try:
         # The name, in parentheses, may have anything in it.
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        fields = (
+            Path(f"/proc/{name or pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        )
         return fields[0], int(fields[19])
     except (OSError, IndexError):
         pass
