@@ -126,6 +126,12 @@ def test_files_of_which_no_change_would_be_seen_are_refused(tmp_path, name):
     assert not (tmp_path / "k").exists()
 
 
+def test_a_description_that_is_nested_without_end_is_one_message(tmp_path):
+    folder = folder_of(tmp_path)
+    (folder / "README.md").write_text(f"---\nconfigs: {'[' * 3000}\n---\n")
+    fails(lambda: wanted(folder), f"{folder}/README.md: the YAML in it is nested too deeply")
+
+
 def test_a_folder_with_links_is_read(tmp_path):
     folder = folder_of(tmp_path)
     (tmp_path / "link").symlink_to(folder)

@@ -84,6 +84,10 @@ def _said(root: Path) -> dict[str, str]:
                 found |= yaml.safe_load(matter[1]) or {}
             except (yaml.YAMLError, TypeError, ValueError):
                 found |= {"configs": matter[1]}  # `datasets` says what is wrong with it
+            except RecursionError:
+                raise UserError(
+                    f"{root / name}: the YAML in it is nested too deeply to be read; correct it"
+                ) from None
     return {name: yaml.safe_dump(found[name]) for name in DECISIVE if name in found}
 
 
