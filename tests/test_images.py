@@ -294,6 +294,8 @@ def test_no_secret_enters_a_container(name, monkeypatch):
         monkeypatch.setenv(variable, value)
     given = images.node_environment()
     assert "hunter2" not in given.values()
+    monkeypatch.setenv("HF_ENDPOINT", "https://anna:hunter2@hub.example/a")
+    assert images.node_environment()["APPTAINERENV_HF_ENDPOINT"] == "https://***@hub.example/a"
     assert {f"APPTAINERENV_{k}": v for k, v in kept.items()}.items() <= given.items()
 
 

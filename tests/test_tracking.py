@@ -88,6 +88,8 @@ URIS = {
     "https://anna:p%40ss%2Fword@mlflow.example/a": "https://***@mlflow.example/a",
     "https://anna@mlflow.example": "https://***@mlflow.example",
     "postgresql://u:a@b/c@host/db?password=hunter2": "postgresql://***@host/db?***",
+    "https://hf_tok123@mlflow.example#s3cret": "https://***@mlflow.example#***",
+    "https://hf_tok123:@mlflow.example?a=b#k=s3cret": "https://***@mlflow.example?***",
     "sqlite:///a.db": "sqlite:///a.db",
     "https://mlflow.example": "https://mlflow.example",
     "databricks": "databricks",
@@ -97,9 +99,12 @@ URIS = {
 @pytest.mark.parametrize("uri", URIS)
 def test_an_address_without_its_credentials(uri):
     assert credentials.hidden(uri) == URIS[uri]
-    said = f'API request to {uri}/x failed: for user "p@ss/word" (p%40ss%2Fword), a@b/c, hunter2'
+    said = (
+        f'API request to {uri}/x failed: for user "p@ss/word" (p%40ss%2Fword), a@b/c, hunter2, '
+        "hf_tok123 denied, s3cret"
+    )
     found = credentials.hidden_in(said, uri)
-    for secret in ("p@ss/word", "p%40ss", "a@b/c", "hunter2"):
+    for secret in ("p@ss/word", "p%40ss", "a@b/c", "hunter2", "hf_tok123", "s3cret"):
         if secret in credentials.unquote(uri) or secret in uri:
             assert secret not in found
 

@@ -8,16 +8,16 @@ from urllib.parse import unquote
 HIDDEN = "***"
 
 _USER = re.compile(r"(?<=://).*@", re.DOTALL)
-_QUERY = re.compile(r"\?.*", re.DOTALL)
+_QUERY = re.compile(r"(?P<mark>[?#]).*", re.DOTALL)
 # Of environment variables: HF_TOKEN and HF_HUB_TOKEN, but not TOKENIZERS_PARALLELISM.
 _NAMES = re.compile(r"(?:^|_)(?:TOKEN|JWT|SECRET|PASSWORD|CREDENTIALS?|(?:API|ACCESS)_?KEY)(?:_|$)")
 
 
 def hidden(address: str) -> str:
-    """An address without its user, password and query, each of which may let somebody in."""
+    """An address without its user, password, query and fragment: each may let somebody in."""
     if "://" not in address:
         return address
-    return _QUERY.sub(f"?{HIDDEN}", _USER.sub(f"{HIDDEN}@", address))
+    return _QUERY.sub(rf"\g<mark>{HIDDEN}", _USER.sub(f"{HIDDEN}@", address))
 
 
 def hidden_in(text: str, address: str) -> str:
@@ -25,9 +25,14 @@ def hidden_in(text: str, address: str) -> str:
     text = text.replace(address, hidden(address))
     user = _USER.search(address)
     query = _QUERY.search(address)
-    parts = user[0].removesuffix("@").split(":", 1)[1:] if user else []
+    parts = []
+    if user:
+        name, _, password = user[0].removesuffix("@").partition(":")
+        parts.append(password or name)  # a token may stand as the name, alone
     if query:
-        parts += [part.partition("=")[2] for part in query[0][1:].split("&")]
+        for part in re.split("[?&#]", query[0]):
+            name, _, value = part.partition("=")
+            parts.append(value or name)
     for part in sorted({*parts, *map(unquote, parts)}, key=len, reverse=True):
         text = text.replace(part, HIDDEN) if part else text
     return text

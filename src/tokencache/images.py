@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from .credentials import is_secret
+from .credentials import hidden, is_secret
 from .errors import UserError
 from .files import hash_file, key_of, published, read_json, write_json
 from .fingerprint import file_digests
@@ -278,7 +278,7 @@ def node_environment() -> dict[str, str]:
         if own.stat().st_uid != os.getuid():
             raise UserError(f"{own} is somebody else's; name a folder in APPTAINER_WORKDIR")
     passed = {
-        f"APPTAINERENV_{name}": value
+        f"APPTAINERENV_{name}": hidden(value)  # such as HF_ENDPOINT
         for name, value in os.environ.items()
         if PASSED.match(name) and not is_secret(name)
     }
