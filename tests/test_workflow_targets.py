@@ -55,7 +55,9 @@ def done(tmp_path_factory):
         ],
         "training": {"max_steps": 3, "per_device_train_batch_size": 2},
     }
-    data = {"qa.jsonl": rows(60), "held.jsonl": rows(9, 900), "packed.jsonl": rows(80)}
+    # Prompts so short that something of each completion is left at 24.
+    held = [row | {"prompt": "why"} for row in rows(9, 900)]
+    data = {"qa.jsonl": rows(60), "held.jsonl": held, "packed.jsonl": rows(80)}
     workflow = Workflow.new(folder, config, data)
     workflow.output = workflow.run()
     return workflow
