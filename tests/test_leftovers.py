@@ -55,7 +55,7 @@ def test_checkpoints_of_a_run_that_is_there_go_when_nobody_works_with_them(plan)
     (left / "checkpoint-5/model.safetensors").touch()
     aged(left, 2 * HOUR)
     leftovers.take(plan)
-    assert left.exists(), "the run is not there: they may be gone on with"
+    assert left.exists(), "the run is missing, so its training may go on with them"
     finished()
     aged(left, 0)
     leftovers.take(plan)

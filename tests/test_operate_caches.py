@@ -157,7 +157,7 @@ def test_stats_say_what_sharing_saved(operated, told):
         "bytes_saved": 3 * stats["token_shards"]["bytes"],
         "source_bytes_saved": 3 * text,
     }
-    assert "in the place of" in told("stats")
+    assert "that separate caches would need" in told("stats")
 
 
 @pytest.fixture

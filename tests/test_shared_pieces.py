@@ -1,4 +1,4 @@
-"""Files that share pieces: copies, and dumps of which each holds the last one and more."""
+"""Files that share pieces: copies, and dumps that each hold the last one and more."""
 
 import json
 import shutil

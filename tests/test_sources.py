@@ -205,7 +205,7 @@ def test_a_format_that_is_set_holds_for_any_suffix(tmp_path):
         ("empty", "auto", ["has no data files", ".jsonl", "set format:"]),
         ("b.parquet.gz", "auto", ["parquet is read unpacked only", "unpack"]),
         ("a.xyz", "folder", ["unknown format 'folder'", "known: jsonl, json, csv"]),
-        ("dangling.jsonl", "auto", ["dangling.jsonl is no file", "link to nothing"]),
+        ("dangling.jsonl", "auto", ["dangling.jsonl is not a readable file", "dangling link"]),
         ("pipe.jsonl", "auto", ["is no file that can be read"]),
     ],
 )

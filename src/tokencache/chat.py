@@ -1,4 +1,4 @@
-"""Conversations as text through a model's chat template, and what of it is trained on.
+"""Conversations as text through a model's chat template, and the parts that are trained on.
 
 The text is that of transformers' `apply_chat_template(messages, tools=tools, tokenize=False)`.
 """

@@ -117,7 +117,7 @@ def _cut_rows(source: Source, size: int, shard_size: int, window: _Window) -> li
 
 
 class _Window:
-    """A file that is read once from start to end, of which the last bytes are held.
+    """A file that is read once from start to end; its last bytes are kept.
 
     Places are asked for in rising order; what lies before the last row that was asked for
     is hashed and forgotten.

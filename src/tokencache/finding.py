@@ -263,7 +263,7 @@ def _source(path: str, where: str, format: str, sample_by: str) -> Source:
     if compression and format in COLUMNAR:
         raise UserError(f"{where}: {path}: {format} is read unpacked only; unpack the file")
     if not os.path.isfile(path):
-        raise UserError(f"{where}: {path} is no file that can be read, or a link to nothing")
+        raise UserError(f"{where}: {path} is not a readable file, or is a dangling link")
     if not os.access(path, os.R_OK):
         raise UserError(f"{where}: {path} can't be read: no permission; change its mode")
     return Source(path, format, compression, sample_by)

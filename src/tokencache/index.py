@@ -211,7 +211,7 @@ _file_systems: dict[int, int] = {}
 def _file_system(device: int, file: str | Path) -> int:
     """A number for a file system that is the same on all machines that mount it.
 
-    Device numbers are given out by each machine anew, and an index serves many.
+    Each machine gives out its own device numbers, and an index serves many machines.
     """
     if device not in _file_systems:
         _file_systems[device] = os.statvfs(file).f_fsid

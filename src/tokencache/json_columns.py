@@ -16,7 +16,7 @@ LONGEST_KEY = 512  # bytes: where there are longer ones, rows are parsed
 MOST_SIGNS = 32  # of backslashes, or of space before a colon, that are counted one by one
 PAD = bytes(LONGEST_KEY)
 SPACES = np.isin(np.arange(256), list(b" \t\r"))
-# Words of eight bytes of which each is a quote, or has its lower bits set.
+# Words of eight bytes: each byte is a quote, or has its lower bits set.
 QUOTES, LOWER = np.uint64(0x2222222222222222), np.uint64(0x7F7F7F7F7F7F7F7F)
 LAST = np.array([2**64 - 2 ** (64 - 8 * n) for n in range(9)], "<u8")  # n bytes of a word
 MIX = np.uint64(0x9E3779B97F4A7C15)

@@ -171,7 +171,7 @@ def check_files(files: list[str | Path]) -> None:
 
 
 class Lines:
-    """Where keys stand in YAML files, of which later ones are laid over earlier ones."""
+    """Where keys stand in YAML files; later files are laid over earlier ones."""
 
     def __init__(self, files: list[str | Path]) -> None:
         self._roots = []

@@ -144,7 +144,7 @@ class ResumableTrainer(Trainer):
         if unknown:
             raise UserError(
                 f"{self.args.output_dir}: a checkpoint of another version of this program, whose "
-                "weights would be lost here; remove this folder, and the run begins anew"
+                "weights would be lost here; remove this folder, and the run starts again"
             )
 
     def _seen_since_record(self) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ ONLY_WHERE: dict[str, Callable[[dict[str, Any]], bool]] = {
     "num_train_epochs": lambda given: given["max_steps"] <= 0,
     "warmup_ratio": lambda given: _warms_up(given) and given["warmup_steps"] == 0,
     "warmup_steps": lambda given: _warms_up(given),
-    # Which weights are validated, of which the best are taken.
+    # Which weights are validated; the best of them are taken.
     "eval_steps": lambda given: given["load_best_model_at_end"],
 }
 # Settings that are left out where they change nothing.

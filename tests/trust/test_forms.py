@@ -16,7 +16,7 @@ from workflow import rows
 
 from tokencache.files import hash_file, key_of, read_json
 
-# Words that are also in the marks, blanks at both ends, and answers that are not there.
+# Words that are also in the marks, blanks at both ends, and missing answers.
 ODD = ("d", "i", "im_end", " x ", "\n", "", "<|im_end|>", "assistant", "a\n\nb")
 LENGTH = 100  # some documents are longer, and some chats
 

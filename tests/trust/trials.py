@@ -19,7 +19,7 @@ from typing import Any
 from workflow import MEASURED, environment
 
 HERE = Path(__file__).parent
-SECONDS = 120.0  # for one trial, most of which take less than one
+SECONDS = 120.0  # for one trial; most take less than one
 
 # What jobs and verbs import, also where they do so late: AutoTokenizer takes torch along.
 MODULES = (

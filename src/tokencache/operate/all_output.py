@@ -44,7 +44,7 @@ def resolved(config: Config) -> Plan:
 
 
 class AllOutput:
-    """What goes, found once; what of it a target means is said when it is asked for.
+    """What goes, found once; a target's share of it is told when it is asked for.
 
     plan: None for everything. Raises UserError while somebody works with one of the folders.
     """

@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _strange(wanted: list[Cache], things: dict[str, Thing], all_: bool) -> dict[str, str]:
-    """Why nothing proves that tokencache made those of which that is so, by name.
+    """By name, why nothing proves that tokencache made a thing; those that it made are left out.
 
     What somebody names may be damaged.
     """

@@ -135,7 +135,7 @@ def left_of_runs(results: Path) -> Iterator[Thing]:
 
 
 def unfinished(results: Path, wanted: Wanted) -> Iterator[Thing]:
-    """Checkpoints of runs that are not there, that nothing refers to, and nobody trains."""
+    """Checkpoints of missing runs that nothing refers to and nobody trains."""
     for path in matches(results, "*/*/.*.checkpoints"):
         named = ours.BESIDE.fullmatch(path.name)
         if named is None:

@@ -76,8 +76,8 @@ class HuggingFace:
     def documents(
         self, piece: Piece, digest: str, numbers: set[int] | None
     ) -> Iterator[tuple[int, Document | NotCompared]]:
-        """Some documents of a piece of a source, or all, by their numbers in it; of one of which
-        it can't be told what it should be, why."""
+        """Some documents of a piece of a source, or all, by their numbers in it; NotCompared for
+        one that the rules leave open."""
         chat = self.recipe["form"] == "messages"
         rows = _chat_rows if chat else _text_rows
         for number, row in enumerate(rows(piece, documents.needed_columns(self.recipe), digest)):
@@ -145,7 +145,7 @@ class HuggingFace:
         return found
 
     def _cut(self, ids: list[int], trained: list[bool], text: str) -> Document:
-        """The windows of a document, each with what of it is trained on."""
+        """The windows of a document, each with its trained part."""
         length = self.settings["max_length"]
         if len(ids) != len(trained):
             raise NotCompared("the tokens' places in the text are unknown")

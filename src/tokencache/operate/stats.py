@@ -101,9 +101,9 @@ def _show(about: dict[str, Any], totals: dict[str, dict[str, int]]) -> None:
     if sharing["bytes_saved"]:
         each, made = sharing["token_shards_of_each_alone"], sharing["token_shards"]
         print(
-            f"shared: {count(made, 'token shard')} in the place of {each:,}, had each cache its "
-            f"own; that saved {amount(sharing['bytes_saved'])} of disk and the tokenization of "
-            f"{amount(sharing['source_bytes_saved'])} of text{_time(sharing['seconds_saved'])}"
+            f"shared: {count(made, 'token shard')} instead of the {each:,} that separate caches "
+            f"would need; that saved {amount(sharing['bytes_saved'])} of disk and the "
+            f"tokenization of {amount(sharing['source_bytes_saved'])} of text{_time(sharing['seconds_saved'])}"
         )
     if unneeded and unneeded["count"]:
         print(
