@@ -103,7 +103,8 @@ def _show(about: dict[str, Any], totals: dict[str, dict[str, int]]) -> None:
         print(
             f"shared: {count(made, 'token shard')} instead of the {each:,} that separate caches "
             f"would need; that saved {amount(sharing['bytes_saved'])} of disk and the "
-            f"tokenization of {amount(sharing['source_bytes_saved'])} of text{_time(sharing['seconds_saved'])}"
+            f"tokenization of {amount(sharing['source_bytes_saved'])} of text"
+            f"{_time(sharing['seconds_saved'])}"
         )
     if unneeded and unneeded["count"]:
         print(
