@@ -154,3 +154,18 @@ def test_what_another_process_began_anew_is_not_put_aside(data, monkeypatch, cap
     monkeypatch.setattr(sqlite3, "connect", late)
     assert parsed(data) == first
     assert (data / "new").samefile(database) and not list(data.glob("*.damaged"))
+
+
+def test_where_a_user_may_not_write_their_own_index_takes_what_is_new(data, read, monkeypatch):
+    parsed(data)
+    shared = (data / "index.sqlite").read_bytes()
+    monkeypatch.setattr(index, "_writable", lambda path: "own" in path.parts)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(data / "own"))
+    read.clear()
+    (data / "new.jsonl").write_text('{"text": "new"}\n')
+    for looked_at in (["new.jsonl"], []):
+        parsed(data)
+        assert read == looked_at
+        read.clear()
+    assert (data / "own/tokencache/index.sqlite").exists()
+    assert (data / "index.sqlite").read_bytes() == shared

@@ -327,7 +327,6 @@ def test_a_user_that_may_not_write_is_told_so(anna_and_ben, base):
     script = LOAD.replace("build=True", f"build=True, config={str(anna.folder)!r}")
     output = ben.asks(script).communicate()[0]
     assert output.splitlines()[-1] == "1415", output
-    assert (ben.folder / ".cache/tokencache/index.sqlite").exists()
     output = ben.asks(script.replace("32", "16")).communicate()[0]
     assert "no cache of 'one' and 'qa' is made for max_length 16" in output
     anna.configure(CONFIG | {"max_length": [16]})
