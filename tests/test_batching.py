@@ -152,8 +152,8 @@ def test_hardly_anything_is_padding_in_packed_rows():
     documents = instruct_like(20_000)
     zeros = np.zeros_like(documents)
     alone = windows.Windows(np.arange(len(documents)), zeros, documents)
-    rows = windows.rows(alone, MAX_LENGTH, "best_fit", 0)
-    lengths = rows.sums(rows.windows.content)
+    rows = windows.rows(alone, MAX_LENGTH, "best_fit")
+    lengths = rows.sums(rows.windows.length)
     for training in ({"max_tokens": 16384}, {"per_device_train_batch_size": 8}):
         assert waste(lengths, batches(lengths, packed=True, **training)) < 0.003
 
