@@ -206,7 +206,7 @@ def test_a_format_that_is_set_holds_for_any_suffix(tmp_path):
         ("b.parquet.gz", "auto", ["parquet is read unpacked only", "unpack"]),
         ("a.xyz", "folder", ["unknown format 'folder'", "known: jsonl, json, csv"]),
         ("dangling.jsonl", "auto", ["dangling.jsonl is not a readable file", "dangling link"]),
-        ("pipe.jsonl", "auto", ["is no file that can be read"]),
+        ("pipe.jsonl", "auto", ["is not a readable file"]),
     ],
 )
 def test_what_can_not_be_found_names_the_key(tmp_path, pattern, format, said):
