@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 # Ctrl-C, which stops at once, is none of them.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -17,10 +18,15 @@ def listen() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
-@contextmanager
-def left_to_others() -> Iterator[None]:
+def left_to_others() -> AbstractContextManager[None]:
     """In here signals do nothing to this process and to those that it starts."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    return handled(signal.SIG_IGN)
+
+
+@contextmanager
+def handled(handler: Any) -> Iterator[None]:
+    """In here signals go to a handler, as `signal.signal` takes it; afterwards to those before."""
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:

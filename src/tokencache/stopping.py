@@ -6,14 +6,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from transformers import TrainerCallback
 
 from . import collectives
-from .signals import SIGNALS
+from .signals import handled
 
 
 class Interruptions:
@@ -27,15 +27,9 @@ class Interruptions:
         self._seconds = None if minutes is None else 60 * minutes
         self._saved = time.monotonic()
 
-    @contextmanager
-    def heard(self) -> Iterator[None]:
+    def heard(self) -> AbstractContextManager[None]:
         """In here a signal ends nothing: who asks learns of it."""
-        before = {number: signal.signal(number, self._hear) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return handled(self._hear)
 
     def _hear(self, number: int, _: Any) -> None:
         self._told = number
