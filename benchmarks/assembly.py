@@ -20,7 +20,7 @@ import measure
 import numpy as np
 import pyarrow as pa
 
-from tokencache.packing import best_fit_decreasing
+from tokencache.caches.best_fit import best_fit_decreasing
 
 TOKENS_IN_A_SHARD = 2**24  # about what 64 MiB of text come to
 TOKENS_IN_A_BATCH = 2**22

@@ -28,7 +28,7 @@ APART = ("imports", "model")
 
 def cache(tokens: int, masked: bool, packing: str, folder: Path, vocabulary: int) -> Path:
     """A cache of about so many random tokens."""
-    from tokencache import pack
+    from tokencache.caches import dataset
 
     folder.mkdir(parents=True)
     names = assembly.make_shards(folder / "shards", tokens, masked, vocabulary)
@@ -36,7 +36,9 @@ def cache(tokens: int, masked: bool, packing: str, folder: Path, vocabulary: int
     entry = {"model": "m", "dataset": "d", "max_length": MAX_LENGTH, "overflow": "truncate",
              "packing": packing, "validation": None, "key": "c" * 32}  # fmt: skip
     splits = {"train": {"paths": paths, "shards": names}}
-    pack.build(entry, {"prefix": 1, "suffix": 1, "splits": splits, "provenance": {}}, folder / "c")
+    dataset.build(
+        entry, {"prefix": 1, "suffix": 1, "splits": splits, "provenance": {}}, folder / "c"
+    )
     shutil.rmtree(folder / "shards")
     return folder / "c"
 
@@ -93,12 +95,13 @@ class Done(BaseException):
 def first_step(path: Path) -> None:
     """Train up to the end of the first step; prints where the seconds went."""
     began = time.perf_counter()
-    from tokencache import models, train, trainer
-    from tokencache.batching import Batches
+    from tokencache.training import model, trainer
+    from tokencache.training import run as train
+    from tokencache.training.batches import Batches
 
     clock = Clock()
     clock.seconds["imports"] = time.perf_counter() - began
-    clock.times(models, "load", "model")
+    clock.times(model, "load", "model")
     clock.times(train, "_splits", "lengths and targets of the rows")
     clock.times(Batches, "__init__", "cutting batches")
     clock.times(Batches, "about", "order and padding of the first epoch")

@@ -60,8 +60,8 @@ def ask(folder: Path, *words: str) -> Any:
 
 
 def make_plan(config: str):
-    from tokencache.config import load
-    from tokencache.resolve import resolve
+    from tokencache.config.load import load
+    from tokencache.plan.resolve import resolve
 
     started = time.perf_counter()
     plan = resolve(load(yaml.safe_load(Path(config).read_text()), [config]))
@@ -84,8 +84,8 @@ def plan_of(config: str) -> dict:
 
 
 def hashing(file: str) -> dict:
-    from tokencache.fingerprint import cut
-    from tokencache.readers import Source
+    from tokencache.sources.identity import cut
+    from tokencache.sources.source import Source
 
     started = time.perf_counter()
     shards = cut(Source(file, "jsonl", None, "line"), 64 * 2**20)

@@ -205,9 +205,9 @@ def planning(lengths: Any, max_length: int) -> dict[str, Any]:
     """Padding with documents of these lengths, and how long a million of them take to pack."""
     import numpy as np
 
-    from tokencache.batching import Batches
-    from tokencache.config import Training
-    from tokencache.packing import best_fit_decreasing
+    from tokencache.caches.best_fit import best_fit_decreasing
+    from tokencache.config.schema import Training
+    from tokencache.training.batches import Batches
 
     drawn = np.random.default_rng(1).choice(lengths, 1_000_000)
     seconds = []
@@ -301,8 +301,8 @@ def about(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """What the report says of the experiment and of the machine."""
     import torch
 
-    from tokencache.collate import split
-    from tokencache.view import open_cache
+    from tokencache.caches.view import open_cache
+    from tokencache.training.collate import split
 
     lengths = split(open_cache(caches_of(folder)["rows"], "train")).lengths
     corpus = json.loads((DATA / "corpora" / f"instruct-{given.size}" / "corpus.json").read_text())

@@ -50,7 +50,7 @@ def by_documents() -> str | None:
     import torch
 
     try:
-        from tokencache.packed_attention import PER_DOCUMENT, VARLEN
+        from tokencache.training.packed_attention import PER_DOCUMENT, VARLEN
     except ImportError:
         return None
     return VARLEN if torch.cuda.is_available() else PER_DOCUMENT
@@ -68,7 +68,7 @@ def make_model(folder: Path, attention: str) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
-    from tokencache.models import vocabulary
+    from tokencache.training.model import vocabulary
 
     set_seed(0)
     given = config_of(folder)
@@ -89,9 +89,9 @@ def run_arm(folder: Path, arm: Arm, steps: int, useful: int, rows_at_once: int) 
     """
     import torch
 
-    from tokencache import hardware, meter
-    from tokencache.collate import COUNTS
-    from tokencache.train import _quiet
+    from tokencache.training import hardware, throughput
+    from tokencache.training.collate import COUNTS
+    from tokencache.training.run import _quiet
 
     _quiet()
     by_documents()  # makes its attention known
@@ -129,7 +129,7 @@ def run_arm(folder: Path, arm: Arm, steps: int, useful: int, rows_at_once: int) 
         if step >= warm_up and time.perf_counter() - started > ENOUGH_SECONDS:
             break
     seconds = time.perf_counter() - started
-    of_each = meter.model_flops(model)
+    of_each = throughput.model_flops(model)
     flops = of_each["tokens"] * counts["targets"] + of_each["squares"] * counts["squares"]
     return {
         "useful_tokens_per_second": counts["targets"] / seconds,
@@ -152,7 +152,7 @@ def _loss(model: Any, batch: dict[str, Any], precision: str, device: Any) -> Any
     """The sum over all targets."""
     import torch
 
-    from tokencache.collate import COUNTS, NUMBERS
+    from tokencache.training.collate import COUNTS, NUMBERS
 
     given = {k: v for k, v in batch.items() if k not in (COUNTS, NUMBERS, "labels")}
     given = {k: v.to(device) if torch.is_tensor(v) else v for k, v in given.items()}
@@ -170,11 +170,11 @@ def _batches(
     """Batches without an end, in the arm's way."""
     from torch.utils.data import DataLoader
 
-    from tokencache.batching import Batches, Rows
-    from tokencache.collate import Collator, split
-    from tokencache.config import Training
-    from tokencache.models import vocabulary
-    from tokencache.view import open_cache
+    from tokencache.caches.view import open_cache
+    from tokencache.config.schema import Training
+    from tokencache.training.batches import Batches, Rows
+    from tokencache.training.collate import Collator, split
+    from tokencache.training.model import vocabulary
 
     caches, tokenizer = caches_of(folder), tokenizer_of(folder)
     max_length = config_of(folder)["max_length"]
@@ -227,7 +227,7 @@ class _Wide:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         import torch
 
-        from tokencache.collate import COUNTS, IGNORED
+        from tokencache.training.collate import COUNTS, IGNORED
 
         batch = self._collate(rows)
         fill = {"input_ids": self._collate.pad_id, "labels": IGNORED, "attention_mask": 0}
@@ -249,8 +249,8 @@ def validate(folder: Path, model: Any) -> float:
     """The loss over every target of the validation split, in float32, without packing."""
     import torch
 
-    from tokencache.collate import Collator, split
-    from tokencache.view import open_cache
+    from tokencache.caches.view import open_cache
+    from tokencache.training.collate import Collator, split
 
     found = split(open_cache(caches_of(folder)["rows"], "validation"))
     collate, total = Collator(0, config_of(folder)["max_length"], False), 0.0

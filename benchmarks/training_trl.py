@@ -38,9 +38,9 @@ def run(folder: Path, attention: str, steps: int, useful: int) -> dict[str, Any]
     from transformers import AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from tokencache import hardware
-    from tokencache.gather import IGNORED
-    from tokencache.train import _quiet
+    from tokencache.caches.rows import IGNORED
+    from tokencache.training import hardware
+    from tokencache.training.run import _quiet
 
     _quiet()
     cuda = torch.cuda.is_available()

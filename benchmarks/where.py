@@ -32,7 +32,10 @@ def timed(owner: Any, name: str, seconds: dict[str, float], step: str) -> None:
 
 
 def job(plan: str, batch: str) -> dict[str, float]:
-    from tokencache import cli, engines, files, jobs, streams, tokenize  # noqa: F401
+    from tokencache import cli
+    from tokencache.base import arrow_io, publish
+    from tokencache.tokens import engines, write
+    from tokencache.workflow import stages  # noqa: F401
 
     steps = ("start: imports", "engines: loading, comparing on the probe texts",
              "encoding, with samples compared", "waiting for reading", "writing, fsync and rename",
@@ -41,13 +44,13 @@ def job(plan: str, batch: str) -> dict[str, float]:
     seconds[steps[0]] = time.perf_counter() - started
     timed(engines.Engines, "__init__", seconds, steps[1])
     timed(engines.Engines, "encode", seconds, steps[2])
-    tokenize.next = next  # so that it can be replaced
-    timed(tokenize, "next", seconds, steps[3])
-    timed(streams.Writer, "write", seconds, steps[4])
-    timed(streams.Writer, "__exit__", seconds, steps[4])
-    timed(files, "_settle", seconds, steps[4])
-    timed(files, "_rename", seconds, steps[4])
-    timed(files, "_sync", seconds, steps[4])
+    write.next = next  # so that it can be replaced
+    timed(write, "next", seconds, steps[3])
+    timed(arrow_io.Writer, "write", seconds, steps[4])
+    timed(arrow_io.Writer, "__exit__", seconds, steps[4])
+    timed(publish, "_settle", seconds, steps[4])
+    timed(publish, "_rename", seconds, steps[4])
+    timed(publish, "_sync", seconds, steps[4])
     if cli.main(["tokenize", "--plan", plan, batch]):
         raise SystemExit(1)
     whole = time.perf_counter() - started
@@ -58,15 +61,17 @@ def job(plan: str, batch: str) -> dict[str, float]:
 def engine(plan: str, batch: str, folder: str) -> dict[str, float]:
     from pathlib import Path
 
-    from tokencache import documents, engines, jobs
-    from tokencache.plan import Plan
+    from tokencache.documents import render
+    from tokencache.plan.plan import Plan
+    from tokencache.tokens import engines
+    from tokencache.workflow import stages
 
     found = Plan.read(plan)
     texts = []
     for key in found.batches[batch]["tokens"]:
-        piece, digest = jobs.piece_of(found.shard_of(key))
+        piece, digest = stages.piece_of(found.shard_of(key))
         recipe = found.data["recipes"][found.data["tokens"][key]["recipe"]]
-        texts += [given.texts for given in documents.render(recipe, piece, digest)]
+        texts += [given.texts for given in render.render(recipe, piece, digest)]
     fast = engines.Engines(Path(folder)).current
     begun = time.perf_counter()
     for given in texts:

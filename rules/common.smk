@@ -25,12 +25,14 @@ os.environ.update(
     PYTHONUNBUFFERED="1",
 )
 
-from tokencache import leftovers, machine, summary, why, workflows
-from tokencache.config import load
+from tokencache.base import limits
+from tokencache.base.job_status import ProgressFile
+from tokencache.config.explain import check_files
+from tokencache.config.load import load
 from tokencache.errors import UserError, listed
-from tokencache.messages import check_files
-from tokencache.plan import WORKFLOW, Plan, fetched_path, files_of, tokenizer_path
-from tokencache.progress_files import ProgressFile
+from tokencache.plan import stale
+from tokencache.plan.plan import WORKFLOW, Plan, fetched_path, files_of, tokenizer_path
+from tokencache.workflow import leftovers, running, summary
 
 # `--delete-all-output` takes the outputs of the rules that there are: see rules/clean.smk. With
 # `--delete-temp-output` there are none.
@@ -48,17 +50,17 @@ def without_traceback():
 
 
 if deletes:
-    from tokencache.operate.all_output import AllOutput, resolved
+    from tokencache.operate.lib.all_output import AllOutput, resolved
 
 # Snakemake sets it in each job to the job's threads: what the user says counts more.
-if own := os.environ.get(machine.OPENMP):
-    shell.prefix(f"set -euo pipefail; export {machine.OPENMP}={shlex.quote(own)}; ")
+if own := os.environ.get(limits.OPENMP):
+    shell.prefix(f"set -euo pipefail; export {limits.OPENMP}={shlex.quote(own)}; ")
 
 if not workflow.is_main_process:
     # The SLURM plugin takes these from the command that it starts.
-    for name in machine.SLURM_MEMORY:
+    for name in limits.SLURM_MEMORY:
         if name in os.environ:
-            os.environ[machine.KEPT + name] = os.environ[name]
+            os.environ[limits.KEPT + name] = os.environ[name]
 
 if not workflow.configfiles:
     with without_traceback():
@@ -69,7 +71,7 @@ if not workflow.configfiles:
 
 def settings_and_plan():
     """The plan is made once, by the process that the user started; its jobs read it."""
-    machine.overrides(os.environ)  # or each job would fail at them
+    limits.overrides(os.environ)  # or each job would fail at them
     clean = config.pop("clean", None)
     if clean is not None and not (deletes and clean == "everything"):
         raise UserError("clean: there is only --delete-all-output --config clean=everything")
@@ -79,12 +81,12 @@ def settings_and_plan():
     if not workflow.is_main_process:
         return settings, Plan.read(os.environ.get("TOKENCACHE_PLAN"))
 
-    from tokencache.resolve import resolve
+    from tokencache.plan.resolve import resolve
 
     plan = resolve(settings)
     os.environ.update(TOKENCACHE_PLAN=plan.path)
     if "--lint" not in sys.argv:
-        print(why.table(plan), file=sys.stderr)
+        print(stale.table(plan), file=sys.stderr)
     return settings, plan
 
 
@@ -93,7 +95,7 @@ with without_traceback():
 
 # `tokencache status` sees by it whether this process lives.
 if workflow.is_main_process and not cleaning:
-    announcement = workflows.Announcement(plan)
+    announcement = running.Announcement(plan)
     workflow_file = ProgressFile(plan.progress_path(*WORKFLOW), *WORKFLOW, socket.gethostname())
 
 with without_traceback():

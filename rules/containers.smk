@@ -5,7 +5,7 @@ from functools import cache
 
 from snakemake.settings.types import DeploymentMethod
 
-from tokencache import images
+from tokencache.workflow import images
 
 containers = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
 images_there = set()  # those that jobs of this run need, and that need not be built

@@ -10,7 +10,7 @@ rule fetch:
         "logs/fetch/{fetched}.log",
     container:
         no_image
-    threads: machine.asked(1)
+    threads: limits.asked(1)
     params:
         plan=plan.path,
     shell:

@@ -17,5 +17,5 @@ rule build_image:
         base=settings.containers.base,
         checkout=CHECKOUT,
     shell:
-        "python -m tokencache.images --checkout {params.checkout:q} --base {params.base:q} {output:q}"
+        "python -m tokencache.workflow.images --checkout {params.checkout:q} --base {params.base:q} {output:q}"
         " 2>&1 | tee {log:q}"

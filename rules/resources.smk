@@ -1,6 +1,7 @@
 """What jobs ask a cluster for: memory, minutes and CPUs. Jobs of this machine wait for CPUs alone."""
 
-from tokencache import resources, slurm
+from tokencache.plan import resources
+from tokencache.workflow import slurm
 
 
 def tokenize_needs(wildcards):

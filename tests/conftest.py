@@ -22,7 +22,7 @@ from tokenizers import (
     trainers,
 )
 
-from tokencache import machine
+from tokencache.base import limits
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -167,9 +167,9 @@ def pytest_xdist_auto_num_workers() -> int:
     return len(os.sched_getaffinity(0)) + 1
 
 
-def batches_of(size: int, rows: int = machine.BATCH_ROWS) -> machine.Settings:
+def batches_of(size: int, rows: int = limits.BATCH_ROWS) -> limits.Settings:
     """Settings with so many bytes or rows of documents in hand at once."""
-    chosen = machine.choose(machine.here(), {machine.ROWS: rows})
+    chosen = limits.choose(limits.here(), {limits.ROWS: rows})
     return replace(chosen, mode=replace(chosen.mode, batch_bytes=size))
 
 
@@ -194,7 +194,7 @@ def tokenizer_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cluster(request):
     """A cluster that runs, and Apptainer on PATH, from the scripts that users have for it."""
-    from slurm_cluster import script
+    from helpers.slurm_cluster import script
 
     if os.geteuid() != 0 or 'VERSION_ID="12"' not in Path("/etc/os-release").read_text():
         pytest.skip("SLURM is installed and started by root of a Debian 12")
@@ -215,7 +215,7 @@ def cluster(request):
 
 @pytest.fixture(scope="session")
 def images_begun(tmp_path_factory):
-    from slurm_cluster import build_images
+    from helpers.slurm_cluster import build_images
 
     return build_images(tmp_path_factory.mktemp("images") / "w")
 
@@ -223,7 +223,7 @@ def images_begun(tmp_path_factory):
 @pytest.fixture(scope="session")
 def images(images_begun):
     """The images of this checkout are there; asked for after `cluster`, which begins with them."""
-    from slurm_cluster import PATIENCE, said
+    from helpers.slurm_cluster import PATIENCE, said
 
     assert images_begun.process.wait(4 * PATIENCE) == 0, said(images_begun)
 
@@ -257,14 +257,14 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
-    from training import make_tokenizer
+    from helpers.training import make_tokenizer
 
     return make_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer")
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    from training import make_cache
+    from helpers.training import make_cache
 
     return make_cache(tmp_path_factory.mktemp("cache"))
 
@@ -272,6 +272,6 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def operated(tmp_path_factory):
     """A workflow's folder with caches and a run, for the verbs; tests that change it copy it."""
-    from operated import made_in
+    from helpers.operated import made_in
 
     return made_in(tmp_path_factory.mktemp("operated") / "w")

@@ -1,23 +1,28 @@
 """tokencache: tokenize once, train many."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .errors import UserError
-    from .loading import load
+from .base.version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["UserError", "load"]
+if TYPE_CHECKING:
+    from .caches.view import open_cache
+    from .errors import UserError
+    from .training.collate import Collator
+    from .workflow.load import load
+
+__all__ = ["Collator", "UserError", "__version__", "load", "open_cache"]
+
+# Imported when they are asked for: jobs need none of them.
+_HOMES = {
+    "Collator": ".training.collate",
+    "UserError": ".errors",
+    "load": ".workflow.load",
+    "open_cache": ".caches.view",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """`load` and `UserError`, imported when they are asked for: jobs need neither of them."""
-    if name == "load":
-        from .loading import load
-
-        return load
-    if name == "UserError":
-        from .errors import UserError
-
-        return UserError
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

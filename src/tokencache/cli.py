@@ -12,15 +12,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
+from .base import limits, plain, signals
+from .base.publish import DISK_FULL
+
 # Nothing that loads NumPy or another library that reads its number of threads at its start.
-from . import __version__, machine, plain, ranks, signals, slurm
+from .base.version import __version__
 from .errors import UserError
-from .files import DISK_FULL
 from .operate import VERBS
-from .plan import Plan
+from .plan.plan import Plan
+from .training import ranks
+from .workflow import slurm
 
 if TYPE_CHECKING:
-    from .launch import Call
+    from .workflow.launch import Call
 
 STAGES = {
     "fetch": ("FOLDER", "load a hub data set into cache/sources"),
@@ -71,23 +75,23 @@ def run(arguments: argparse.Namespace) -> int | None:
     if arguments.command in VERBS:
         return _module(arguments.command).run(arguments)
     if arguments.command == "summary":
-        from . import summary
+        from .workflow import summary
 
         print(summary.table(Plan.read(arguments.plan) if arguments.plan else Plan.newest()))
         return None
     if arguments.command == "train":
         signals.listen()  # from the start, for it may wait for others, and imports take seconds
     plan = Plan.read(arguments.plan)
-    chosen = machine.settle(arguments.command, arguments.threads)
+    chosen = limits.settle(arguments.command, arguments.threads)
     # Of several processes, the one that starts the others speaks and looks for all.
     if not ranks.launched() and getattr(arguments, "rendezvous", None) is None:
         # The summary finds this in the job's log.
         print(f"tokencache {__version__} on {slurm.nodes()}", file=sys.stderr)
-        if image := machine.image():
+        if image := limits.image():
             print(f"image: {' '.join(image.values())}", file=sys.stderr)
         print(chosen.lines(arguments.command), file=sys.stderr)
         if arguments.command == "train":
-            from . import checkpoints
+            from .training import checkpoints
 
             # A job that lost its run, as a killed snakemake leaves them, may be at it.
             checkpoints.wait_for_others(Path(arguments.target))
@@ -95,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int | None:
             print(f"{arguments.target} is there: another process made it", file=sys.stderr)
             return None
     if arguments.command == "train" and (call := _several(plan, arguments)):
-        from . import launch
+        from .workflow import launch
 
         launch.start(call)
         return None
@@ -103,20 +107,20 @@ def run(arguments: argparse.Namespace) -> int | None:
         ranks.end_with_parent()
     chosen.apply()  # before the stage is imported
     if arguments.command in BULK:
-        machine.keep_freed_memory()
+        limits.keep_freed_memory()
     # Threads that spin while they wait for each other make jobs that share cores many times
     # slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from . import jobs
+    from .workflow import stages
 
     stage = {
-        "fetch": jobs.fetch_from_hub,
-        "materialize-tokenizer": jobs.materialize_tokenizer,
-        "train-tokenizer": jobs.train_a_tokenizer,
-        "tokenize": jobs.tokenize_batch,
-        "pack-part": jobs.pack_part,
-        "pack": jobs.pack_cache,
-        "train": jobs.train_run,
+        "fetch": stages.fetch_from_hub,
+        "materialize-tokenizer": stages.materialize_tokenizer,
+        "train-tokenizer": stages.train_a_tokenizer,
+        "tokenize": stages.tokenize_batch,
+        "pack-part": stages.pack_part,
+        "pack": stages.pack_cache,
+        "train": stages.train_run,
     }[arguments.command]
     try:
         with _reporting(plan, arguments):
@@ -132,7 +136,7 @@ def _reporting(plan: Plan, arguments: argparse.Namespace) -> AbstractContextMana
     """In here a job's progress is written down for `tokencache status`."""
     if not ranks.first():
         return nullcontext()
-    from .progress_files import reporting
+    from .base.job_status import reporting
 
     job = arguments.command, arguments.target
     return reporting(plan.progress_path(*job), *job, ranks.machine())
@@ -146,7 +150,7 @@ def _several(plan: Plan, arguments: argparse.Namespace) -> Call | None:
     nodes, processes = run["training"]["nodes"], run["training"]["processes_per_node"]
     if nodes * processes == 1:
         return None
-    from .launch import Call
+    from .workflow.launch import Call
 
     return Call(
         arguments.plan, arguments.target, arguments.threads, arguments.within,

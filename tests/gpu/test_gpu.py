@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training import (
+from helpers.training import (
     MAX_LENGTH,
     SIZE,
     SOURCES,
@@ -26,11 +26,11 @@ from training import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tokencache import attention, hardware
-from tokencache.collate import COUNTS, Collator
 from tokencache.operate.checks import FAIL, OK, gpu
-from tokencache.packed_attention import VARLEN
-from tokencache.train import train
+from tokencache.training import attention, hardware
+from tokencache.training.collate import COUNTS, Collator
+from tokencache.training.packed_attention import VARLEN
+from tokencache.training.run import train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -229,7 +229,7 @@ def test_doctor_names_the_gpu_and_its_fast_kernels():
 
 
 if __name__ == "__main__":  # see in_one_process
-    from tokencache import sharded
+    from tokencache.training import sharded
 
     folder = Path(sys.argv[1])
     sharded.wanted = lambda run: run["training"]["fsdp"]  # which one process is not asked for

@@ -7,25 +7,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokencache import config_files
-from tokencache.config import load
+from tokencache.config import load as config_files
+from tokencache.config.load import load
 from tokencache.errors import UserError
-from tokencache.resolve import resolve
+from tokencache.plan.resolve import resolve
+from tokencache.workflow import leftovers
 
 PLANNED = "planned.json"
 
 
 def plan(config: str = "config.yaml") -> int:
-    """Write the plan, and where it is and what it makes into a file."""
+    """As a workflow starts: write the plan, and take away what dead jobs left. A second file says
+    where the plan is and what it makes."""
     try:
         files = [Path(config)]
         made = resolve(load(config_files.read(files), files))
         made.make_folders()
         made.write()
+        leftovers.take(made)
     except UserError as error:
         return _said(error)
     parts = [part for cache in made.caches for part in made.parts_of(cache)]
-    jobs = {
+    stages = {
         "fetch": made.fetches,
         "materialize-tokenizer": _with(made.tokenizers, "training", False),
         "train-tokenizer": _with(made.tokenizers, "training", True),
@@ -34,7 +37,7 @@ def plan(config: str = "config.yaml") -> int:
         "pack": made.caches,
         "train": made.runs,
     }
-    found = {"plan": made.path, "jobs": {stage: list(names) for stage, names in jobs.items()}}
+    found = {"plan": made.path, "jobs": {stage: list(names) for stage, names in stages.items()}}
     with contextlib.suppress(OSError):  # where the disk is full
         Path(PLANNED).write_text(json.dumps(found))
     return 0
@@ -46,18 +49,18 @@ def _with(entries: dict[str, dict[str, Any]], key: str, wanted: bool) -> list[st
 
 def everything(config: str) -> int:
     """Plan, and make all caches of the plan, in this process."""
-    from tokencache import jobs
+    from tokencache.workflow import stages
 
     try:
         files = [Path(config)]
         made = resolve(load(config_files.read(files), files))
         made.write()
         for folder in made.tokenizers:
-            jobs.materialize_tokenizer(made, folder)
+            stages.materialize_tokenizer(made, folder)
         for batch in made.batches:
-            jobs.tokenize_batch(made, batch)
+            stages.tokenize_batch(made, batch)
         for cache in made.caches:
-            jobs.pack_cache(made, cache)
+            stages.pack_cache(made, cache)
     except UserError as error:
         return _said(error)
     return 0

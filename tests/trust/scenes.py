@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from conftest import make_tokenizer
-from workflow import TINY, rows, write_rows
+from helpers.workflow import TINY, rows, write_rows
 
 from .actions import PLANNED
 from .trials import Trials, tree
@@ -37,7 +37,10 @@ CONFIG = {
     "training": {"max_steps": 4, "per_device_train_batch_size": 2, "save_steps": 2},
 }
 # As with data of many gigabytes: a cache is written in parts.
-IN_PARTS = {"tokencache.resolve.BYTES_IN_A_PART": 6000, "tokencache.pack.TOKENS_IN_A_FILE": 500}
+IN_PARTS = {
+    "tokencache.plan.resolve.BYTES_IN_A_PART": 6000,
+    "tokencache.caches.dataset.TOKENS_IN_A_FILE": 500,
+}
 PLAN = "trust.actions:plan"
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import make_tokenizer
-from workflow import rows
+from helpers.workflow import rows
 
 from .trials import Fault, Trials, What, copied, difference, half_published, tree
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from compared import Made
-from experiment import BARE, CHATML, UNMARKED
-from workflow import rows
+from helpers.compared import Made
+from helpers.experiment import BARE, CHATML, UNMARKED
+from helpers.workflow import rows
 
-from tokencache.files import hash_file, key_of, read_json
+from tokencache.base.hashing import hash_file, key_of
+from tokencache.base.json_files import read_json
 
 # Words that are also in the marks, blanks at both ends, and missing answers.
 ODD = ("d", "i", "im_end", " x ", "\n", "", "<|im_end|>", "assistant", "a\n\nb")

@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import make_tokenizer
-from datafiles import source, texts_of
+from helpers.datafiles import source, texts_of
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tokencache import config_files
-from tokencache.config import load
+from tokencache.config import load as config_files
+from tokencache.config.load import load
 from tokencache.errors import UserError
-from tokencache.resolve import resolve
+from tokencache.plan.resolve import resolve
 
 from .conftest import SEED
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_tokenizer
-from workflow import Workflow, environment, rows
+from helpers.workflow import Workflow, environment, rows
 
 from . import all_or_nothing
 from .scenes import PLAN, Job

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from conftest import make_tokenizer
-from workflow import Workflow, environment, rows
+from helpers.workflow import Workflow, environment, rows
 
 from . import all_or_nothing
 from .trials import Trials, copied, difference, published, tree

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 from conftest import make_texts
-from test_exactness import materialize, recipe_of, shard, write_rows
+from test_exactness import materialize, recipe_for, shard, write_rows
 from tokenizers import (
     AddedToken,
     Regex,
@@ -146,7 +146,7 @@ def test_generated_tokenizers(net, tmp_path):
         try:
             with contextlib.redirect_stderr(io.StringIO()):
                 made = materialize(folder, tmp_path / f"{number}-made")
-                out = shard(piece, recipe_of(made), made, tmp_path / f"{number}.arrow")
+                out = shard(piece, recipe_for(made), made, tmp_path / f"{number}.arrow")
         except UserError:
             net.tried += 1
             continue

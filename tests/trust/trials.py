@@ -16,7 +16,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from workflow import MEASURED, environment
+from helpers.workflow import MEASURED, environment
 
 HERE = Path(__file__).parent
 SECONDS = 120.0  # for one trial; most take less than one
@@ -26,11 +26,12 @@ MODULES = (
     "torch", "transformers", "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama", "transformers.utils.chat_template_utils",
     "sentencepiece", "tokenizers.trainers", "datasets", "gigatoken", "pytest", "snakemake.common",
-    "tokencache.cli", "tokencache.jobs", "tokencache.resolve", "tokencache.tokenize",
-    "tokencache.pack", "tokencache.tokenizers", "tokencache.train_tokenizer", "tokencache.loading",
-    "tokencache.fetch", "tokencache.chat", "tokencache.train", "tokencache.report.page",
-    "tokencache.progress_files", "tokencache.operate.gc", "tokencache.operate.verify",
-    "tokencache.operate.clear", "tokencache.operate.why",
+    "tokencache.cli", "tokencache.workflow.stages", "tokencache.plan.resolve",
+    "tokencache.tokens.write", "tokencache.caches.dataset", "tokencache.tokenizer.given",
+    "tokencache.tokenizer.trained", "tokencache.workflow.load", "tokencache.sources.hub",
+    "tokencache.documents.chat_template", "tokencache.training.run",
+    "tokencache.caches.report.page", "tokencache.base.job_status", "tokencache.operate.gc",
+    "tokencache.operate.verify", "tokencache.operate.clear", "tokencache.operate.why",
 )  # fmt: skip
 
 MADE = ("cache", "results")

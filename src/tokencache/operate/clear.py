@@ -6,14 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .. import inventory
+from ..base.records import CACHE_FILE
+from ..base.tables import ago, amount, count, show, show_json
 from ..errors import UserError
-from ..workflows import running
-from .experiment import add_folder_words, folders_of
-from .on_disk import Cache, caches, chosen
-from .removal import delete, said, why_it_stays, why_not_ours
-from .shared import Thing, cache_thing, keys_of, needs_of, token_shards
-from .tables import ago, amount, count, show, show_json
+from ..plan import inventory
+from ..workflow.running import running
+from .lib.experiment import add_folder_words, folders_of
+from .lib.on_disk import Cache, caches, chosen
+from .lib.removal import delete, said, why_it_stays, why_not_ours
+from .lib.shared import Thing, cache_thing, keys_of, needs_of, token_shards
 
 
 def add_words(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +74,7 @@ def _strange(wanted: list[Cache], things: dict[str, Thing], all_: bool) -> dict[
     return {
         one.name: f"it is not known to be made by tokencache: {found[one.name]}"
         for one in wanted
-        if found[one.name] and (all_ or not (one.folder / inventory.CACHE_FILE).is_file())
+        if found[one.name] and (all_ or not (one.folder / CACHE_FILE).is_file())
     }
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from rich.text import Text
 
-from .. import machine
-from ..config import Config
+from ..base import limits, tables
+from ..config.schema import Config
 from ..errors import UserError
-from . import env, tables
+from ..sources import find
+from . import env
 from .checks import FAIL, OK, WARN, Finding, cluster, disk, gpu, models, software, system
-from .experiment import add_config_words, config_of
+from .lib.experiment import add_config_words, config_of
 
 CHECKOUT = Path(__file__).parents[3]
 COLOURS = {OK: "green", WARN: "yellow", FAIL: "bold red"}
@@ -33,7 +34,7 @@ def add_words(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print all findings; returns 1 if one of them stops the work."""
-    allowed = machine.here()
+    allowed = limits.here()
     found = list(findings(arguments, allowed))
     settings = env.classes(allowed)
     if arguments.json:
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     return int(any(finding.state == FAIL for finding in found))
 
 
-def findings(arguments: argparse.Namespace, allowed: machine.Allowed) -> Iterator[Finding]:
+def findings(arguments: argparse.Namespace, allowed: limits.Allowed) -> Iterator[Finding]:
     config, about = _config(arguments)
     yield about
     folder = Path(config.cache if config else "cache")
@@ -84,8 +85,7 @@ def needed(config: Config) -> float | None:
 
     What a hub holds is not known.
     """
-    from .. import sources
-    from ..plan import own_folders
+    from ..plan.plan import own_folders
 
     sizes: dict[str, float] = {}
     shards: dict[tuple[str, str], float] = {}
@@ -99,7 +99,7 @@ def needed(config: Config) -> float | None:
                 try:
                     key = f"datasets.{name}.files"
                     how = dataset.format, dataset.sample_by, "train"
-                    found = sources.find(dataset.files, key, *how, own)
+                    found = find.find(dataset.files, key, *how, own)
                 except UserError:
                     return None
                 for source in (source for group in found for source in group):

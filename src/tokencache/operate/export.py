@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
+from ..base.json_files import read_json, write_json
+from ..base.manifest import contents
+from ..base.progress import Progress
+from ..base.publish import published
+from ..base.records import CACHE_FILE
+from ..base.version import __version__
+from ..caches.view import checked
+from ..config.explain import unknown
 from ..errors import UserError
-from ..files import published, read_json, write_json
-from ..inventory import CACHE_FILE
-from ..manifest import contents
-from ..messages import unknown
-from ..progress import Progress
-from ..view import checked
-from .blocks import Block, blocks
-from .experiment import add_config_words, cache_of, config_of
 from .exports import FORMATS, Format, Split, Writer, writer_of
+from .lib.blocks import Block, blocks
+from .lib.experiment import add_config_words, cache_of, config_of
 
 MANIFEST = "export.json"
 

@@ -12,22 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import config_files, inventory, leftovers
-from ..config import load as load_config
+from ..base.tables import TIMES, ago, amount, count, iso, show, show_json
+from ..config import load
+from ..config.load import load as load_config
+from ..config.types import size_in_bytes
 from ..errors import UserError
-from ..fields import size_in_bytes
-from ..inventory import is_mine
-from ..leftovers import is_spare
-from ..ours import BESIDE
-from ..workflows import running
-from .garbage import Garbage, Wanted, garbage, left_of_runs, unfinished
-from .on_disk import Cache, caches, runs_by_cache
-from .removal import delete, said, trained_by
-from .shared import Thing, folder_thing, keys_of
-from .tables import TIMES, ago, amount, count, iso, show, show_json
+from ..plan import inventory
+from ..plan.inventory import is_mine
+from ..plan.ours import BESIDE
+from ..workflow import leftovers
+from ..workflow.leftovers import is_spare
+from ..workflow.running import running
+from .lib.garbage import Garbage, Wanted, garbage, left_of_runs, unfinished
+from .lib.on_disk import Cache, caches, runs_by_cache
+from .lib.removal import delete, said, trained_by
+from .lib.shared import Thing, folder_thing, keys_of
 
 if TYPE_CHECKING:
-    from ..plan import Plan
+    from ..plan.plan import Plan
 
 SHOWN = 20  # of what nothing is known of, one line each
 
@@ -91,12 +93,12 @@ class _Experiment:
     @classmethod
     def read(cls, files: list[Path]) -> _Experiment:
         """As snakemake reads it in the folder where that is run for it."""
-        from ..resolve import resolve
+        from ..plan.resolve import resolve
 
         paths = [Path(os.path.abspath(file)) for file in files]
         folder = _where_snakemake_runs(paths[0])
         with contextlib.chdir(folder):
-            plan = resolve(load_config(config_files.read(paths), paths))
+            plan = resolve(load_config(load.read(paths), paths))
         return cls(" + ".join(map(str, files)), folder, plan)
 
     @property

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .experiment import add_folder_words, folders_of
-from .on_disk import Cache, caches, chosen, runs_by_cache
-from .tables import ago, amount, count, iso, show, show_json
+from ..base.tables import ago, amount, count, iso, show, show_json
+from .lib.experiment import add_folder_words, folders_of
+from .lib.on_disk import Cache, caches, chosen, runs_by_cache
 
 COLUMNS = ("cache", "documents", "tokens", "size", "made", "version", "last used", "runs", "")
 NUMBERS = ("documents", "tokens", "size", "made", "last used", "runs")

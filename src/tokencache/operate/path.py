@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .experiment import add_cache_words, cache_of, config_of
+from .lib.experiment import add_cache_words, cache_of, config_of
 
 add_words = add_cache_words
 

@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from .. import marks
+from ..base import marks
+from ..base.tables import show_json
 from ..errors import UserError
-from .experiment import add_folder_words, cache_of, config_of, folders_of
-from .on_disk import Cache, caches, chosen
-from .tables import show_json
+from .lib.experiment import add_folder_words, cache_of, config_of, folders_of
+from .lib.on_disk import Cache, caches, chosen
 
 
 def add_words(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .experiment import add_cache_words, cache_of, config_of
+from .lib.experiment import add_cache_words, cache_of, config_of
 
 
 def add_words(parser: argparse.ArgumentParser) -> None:
@@ -21,10 +21,10 @@ def run(arguments: argparse.Namespace) -> None:
     The report is the one in the cache's folder; one without, of an earlier version, is looked
     at anew. Raises UserError for a cache that is not there.
     """
-    from .. import report
-    from ..files import published
-    from ..jobs import look_at_cache
-    from ..report.page import page
+    from ..base.publish import published
+    from ..caches import report
+    from ..caches.report.page import page
+    from ..workflow.stages import look_at_cache
 
     wanted = arguments.model, arguments.dataset, arguments.max_length
     plan, cache = cache_of(config_of(arguments), *wanted)

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .. import costs, inventory
-from ..files import size_of
-from .experiment import add_folder_words, folders_of
-from .on_disk import Cache, caches
-from .shared import Thing, keyed_folders, needs_of, token_shards
-from .tables import amount, count, duration, show, show_json
+from ..base.publish import size_of
+from ..base.records import CACHE_FILE
+from ..base.tables import amount, count, duration, show, show_json
+from ..plan import costs, inventory
+from .lib.experiment import add_folder_words, folders_of
+from .lib.on_disk import Cache, caches
+from .lib.shared import Thing, keyed_folders, needs_of, token_shards
 
 
 def add_words(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +113,7 @@ def _show(about: dict[str, Any], totals: dict[str, dict[str, int]]) -> None:
             f"{amount(unneeded['bytes'])}; `tokencache gc` says which may go"
         )
     for name in about["unreadable"]:
-        print(f"{Path(about['cache'], name, inventory.CACHE_FILE)} can't be read")
+        print(f"{Path(about['cache'], name, CACHE_FILE)} can't be read")
 
 
 def _time(seconds: float | None) -> str:

@@ -11,10 +11,9 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from .. import progress
-from ..plan import PLANS, Plan
-from . import tables
-from .overview import Overview
+from ..base import progress, tables
+from ..plan.plan import PLANS, Plan
+from .lib.overview import Overview
 
 LOOK_SECONDS = 2.0
 NONE = "-"

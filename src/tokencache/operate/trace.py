@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.tree import Tree
 
-from ..config import Config
-from ..inventory import CACHE_FILE, KEY, PROVENANCE_FILE, RUN_FILE
-from .experiment import add_config_words, config_of
-from .provenance import CHECKPOINTS, Node, Provenance
-from .tables import console, show_json
+from ..base.records import CACHE_FILE, KEY, PROVENANCE_FILE, RUN_FILE
+from ..base.tables import console, show_json
+from ..config.schema import Config
+from .lib.experiment import add_config_words, config_of
+from .lib.provenance import CHECKPOINTS, Node, Provenance
 
 # What a tree says otherwise, or leaves to the JSON.
 NOT_SHOWN = ("config", "plan", "shards", "key", "model", "dataset", "max_length", "split", "state",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .. import marks
+from ..base import marks
 from . import pin
 
 add_words = pin.add_words

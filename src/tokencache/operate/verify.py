@@ -10,14 +10,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..config import Config
+from ..base.progress import Progress
+from ..base.tables import show, show_json
+from ..config.schema import Config
 from ..errors import UserError
-from ..progress import Progress
-from . import integrity, repair
-from .experiment import add_config_words, config_of
-from .integrity import Thing, Unchecked
-from .repair import Finding
-from .tables import show, show_json
+from .lib import integrity, repair
+from .lib.experiment import add_config_words, config_of
+from .lib.integrity import Thing, Unchecked
+from .lib.repair import Finding
 
 
 def add_words(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +118,7 @@ def _compared(config: Config, things: list[Thing], count: int, found: list[Findi
     """Rows made again, of caches whose bytes are as they were written; adds to what was found."""
     import numpy as np
 
-    from .deep import compare
+    from .lib.deep import compare
 
     damaged, draw = {one.thing.path for one in found}, np.random.default_rng()
     folders = [one.path for one in things if one.kind == "cache" and one.path not in damaged]

@@ -10,15 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import costs
-from .. import why as reasons
-from ..config import Combination
-from ..files import read_json
-from .experiment import add_config_words, combination, config_of, plan_of
-from .tables import amount, count, duration, show_json
+from ..base.json_files import read_json
+from ..base.tables import amount, count, duration, show_json
+from ..config.schema import Combination
+from ..plan import costs
+from ..plan import stale as reasons
+from .lib.experiment import add_config_words, combination, config_of, plan_of
 
 if TYPE_CHECKING:
-    from ..plan import Plan
+    from ..plan.plan import Plan
 
 LONGEST = 300  # characters of a value that are shown; --json has all
 SHARDS = 20  # of a file that are shown

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from ... import slurm
 from ...errors import UserError
+from ...workflow import slurm
 from . import FAIL, OK, WARN, Finding, answer
 
 TRIED = (1, 4)  # the version of Apptainer that this workflow was tried with

@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...files import DISK_FULL
+from ...base.publish import DISK_FULL
 from . import FAIL, OK, WARN, Finding
 
 NETWORK = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "beegfs_nodev", "cifs", "smb3", "smbfs",

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ...config import Config
+from ...config.references import Reference, reference
+from ...config.schema import Config
 from ...errors import UserError
-from ...plan import Plan, tokenizer_path
-from ...references import Reference, reference
+from ...plan.plan import Plan, tokenizer_path
 from . import FAIL, OK, WARN, Finding
 
 TAKE_ANOTHER = "give one with a tokenizer.json"
@@ -41,7 +41,7 @@ def _looked_at(config: Config, model: str, given: str, trust: bool) -> tuple[str
 
 
 def _given(config: Config, wanted: Reference, trust: bool) -> tuple[str, str, str]:
-    from ... import tokenizers
+    from ...tokenizer import given as tokenizers
 
     about = tokenizers.describe(wanted, trust)
     with tempfile.TemporaryDirectory() as scratch:
@@ -69,7 +69,7 @@ def _trained(config: Config, name: str) -> tuple[str, str, str]:
 
 
 def _engine(config: Config, folder: Path) -> tuple[str, str]:
-    from ...engines import Engines
+    from ...tokens.engines import Engines
 
     found = Engines(folder, config.engine)
     return found.current.name, found.why

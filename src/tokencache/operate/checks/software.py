@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ... import machine
+from ...base import limits
 from ...errors import UserError
 from . import FAIL, OK, WARN, Finding
 
@@ -115,11 +115,11 @@ def environment(environ: Mapping[str, str], cores: int) -> Iterator[Finding]:
             bad = True
             yield Finding(WARN, "environment", f"{name}={value}: {why}", f"unset {name}")
     try:
-        given = machine.overrides(environ)
+        given = limits.overrides(environ)
     except UserError as error:
         yield Finding(FAIL, "environment", str(error), "`tokencache env` prints what would fit")
         return
-    for name in (machine.PROCESSES, machine.RAYON, machine.OPENMP):
+    for name in (limits.PROCESSES, limits.RAYON, limits.OPENMP):
         if given.get(name, 0) > cores:
             bad = True
             yield Finding(

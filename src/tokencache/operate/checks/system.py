@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ... import machine
-from ...machine import GB, Allowed
+from ...base import limits
+from ...base.limits import GB, Allowed
 from . import OK, WARN, Finding
 
 LEAST_MEMORY = 4 * GB  # a tokenization job takes 1.5 GB, and Snakemake and the system the rest
@@ -34,7 +34,7 @@ def check(found: Allowed) -> Iterator[Finding]:
     else:
         yield Finding(OK, "memory", said)
     if "SLURM_JOB_ID" in os.environ and not any(
-        os.environ.get(name) for name in machine.SLURM_CORES
+        os.environ.get(name) for name in limits.SLURM_CORES
     ):
         yield Finding(
             WARN, "cores", "a SLURM job that does not say how many CPUs it has",

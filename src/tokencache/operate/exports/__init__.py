@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..blocks import Block
+from ..lib.blocks import Block
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ...readers import as_arrow
-from ...streams import HashedFile
-from ..blocks import Block
+from ...base.arrays import as_arrow
+from ...base.arrow_io import HashedFile
+from ..lib.blocks import Block
 from . import Split
 
 LITTLE = {np.dtype(np.uint16): "<u2", np.dtype(np.int32): "<u4"}

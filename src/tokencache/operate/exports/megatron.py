@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...files import hash_file
-from ...streams import HashedFile
-from ..blocks import Block
+from ...base.arrow_io import HashedFile
+from ...base.hashing import hash_file
+from ..lib.blocks import Block
 from . import Split
 
 HEADER = b"MMIDIDX\x00\x00"

@@ -11,11 +11,11 @@ from typing import ClassVar
 import numpy as np
 from pyarrow.parquet import ParquetWriter
 
-from ...gather import IGNORED, Column
-from ...pack import describe_split, describe_splits, record_batch, schema_of
-from ...streams import HashedFile
-from ...streams import Writer as ArrowWriter
-from ..blocks import Block
+from ...base.arrow_io import HashedFile
+from ...base.arrow_io import Writer as ArrowWriter
+from ...caches.dataset import describe_split, describe_splits, record_batch, schema_of
+from ...caches.rows import IGNORED, Column
+from ..lib.blocks import Block
 from . import Split
 
 # Any id: it is padding, which nothing attends to and no loss is taken of.
