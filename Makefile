@@ -72,6 +72,7 @@ lint: $(VENV)/done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/lint-imports
 	$(BIN)/python examples/stdlib_documents.py data
 	$(BIN)/snakemake --lint
 
