@@ -13,6 +13,7 @@ from tokencache.base import lease
 from tokencache.base.json_files import write_json
 from tokencache.base.processes import process_tag
 from tokencache.errors import UserError
+from tokencache.operate.lib import garbage
 from tokencache.plan.plan import (
     PLANS,
     WORKFLOW,
@@ -178,6 +179,13 @@ def test_a_workflow_is_announced_whatever_others_left(plan, monkeypatch, error):
     assert left.exists() and len(running.running("cache")) == 1
     announcement.end()
     assert running.running("cache") == []
+
+
+def test_gc_deletes_the_announcement_of_a_killed_workflow(tmp_path):
+    """The next workflow does so too, unless it has nothing to do: Snakemake calls no hook then."""
+    left = tmp_path / f"{running.PREFIX}{dead()}.json"
+    write_json(left, {"caches": [], "keys": []})
+    assert [thing.paths for thing in garbage.leftovers(tmp_path)] == [(left,)]
 
 
 def test_a_workflow_that_cannot_be_announced_says_so(plan, monkeypatch, capsys):
