@@ -250,7 +250,7 @@ def test_a_builder_that_stands_still_is_replaced_and_does_no_harm_when_it_goes_o
 LEFT = """
 import os, sys
 from pathlib import Path
-from tokencache import lease
+from tokencache.base import lease
 for place in sys.argv[1:]:
     lease.take(Path(place), {"host": "here", "pid": os.getpid(), "since": "now", "log": "a log"})
 """
