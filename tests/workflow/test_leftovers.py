@@ -106,6 +106,7 @@ def test_temporaries_of_dead_processes_go_with_the_next_run(plan):
         "results/one/qa/.32-0123456789ab.{}.abc.tmp",
         f"cache/tokenizers/.{'1' * 32}.{{}}.abc.tmp",
         f"cache/tokens/{'1' * 32}/22/.{'2' * 32}.arrow.{{}}.abc.tmp",
+        "cache/one/qa/.32-0123456789ab.parts/.000-of-009.{}.abc.tmp",
         f"images/.train-{'3' * 12}.sif.{{}}.abc.tmp",
     ]
     gone = [Path(name.format(dead())) for name in names]

@@ -45,14 +45,13 @@ PLAN_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]+")
 
 def take(plan: Plan) -> None:
     """Remove what is left of a plan's targets, and of the plans that were before it."""
-    parts = [part for cache in plan.caches for part in plan.parts_of(cache)]
-    for target in [*plan.caches, *parts, *plan.runs, *plan.tokenizers, *plan.fetches]:
+    for target in [*plan.caches, *plan.runs, *plan.tokenizers, *plan.fetches]:
         remove_dead(Path(target))
     for cache in plan.caches:
         _take_beside(Path(cache), Path(parts_path(cache)))
     for run in plan.runs:
         _take_beside(Path(run), checkpoints_path(run))
-    for left in matches(Path(plan.cache), "tokens/*/*/.*.tmp"):
+    for left in matches(Path(plan.cache), "tokens/*/*/.*.tmp", "*/*/.*.parts/.*.tmp"):
         remove_if_dead(left)
     for left in of_folder(Path()):
         if plan.data["id"] not in (left.name, left.stem):
