@@ -200,4 +200,4 @@ def _bytes(text: str) -> int:
         return len(text.encode())
     except UnicodeEncodeError as error:
         half = text[error.start].encode("unicode_escape").decode()
-        raise UserError(f"half a character, {half}, which is no text; mend the row") from None
+        raise UserError(f"half a character, {half} (an unpaired surrogate); fix the row") from None

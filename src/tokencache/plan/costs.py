@@ -208,7 +208,7 @@ def _tokens(about: dict[str, Any]) -> int:
 
 
 def seconds_in(file: Path) -> float:
-    """Seconds in a file that Snakemake's `benchmark` wrote; 0 where it is not there."""
+    """Seconds in a file that Snakemake's `benchmark` wrote; 0 where it is missing."""
     try:
         with open(file, encoding="utf-8") as stream:
             return sum(float(row["s"]) for row in csv.DictReader(stream, delimiter="\t"))
